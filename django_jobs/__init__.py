@@ -1,0 +1,78 @@
+"""
+Durable, scheduled and event-driven jobs for Django, in the database the project already has.
+
+The public names live here and are loaded on first use, because Django imports this package
+while it is still filling the app registry, when no model may be imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .backoff import Backoff
+    from .events import EventSpec, aemit, aemit_many, emit, emit_many, trigger
+    from .exceptions import (
+        InvalidEvent,
+        InvalidJob,
+        InvalidVerb,
+        JobNotFound,
+        NonRetriableError,
+        RetryAfter,
+        StepError,
+    )
+    from .registry import job
+    from .signals import emit_on
+    from .triggers import cron, on
+
+__all__ = [
+    "Backoff",
+    "EventSpec",
+    "InvalidEvent",
+    "InvalidJob",
+    "InvalidVerb",
+    "JobNotFound",
+    "NonRetriableError",
+    "RetryAfter",
+    "StepError",
+    "aemit",
+    "aemit_many",
+    "cron",
+    "emit",
+    "emit_many",
+    "emit_on",
+    "job",
+    "on",
+    "trigger",
+]
+
+_HOMES = {
+    "backoff": ["Backoff"],
+    "events": ["EventSpec", "aemit", "aemit_many", "emit", "emit_many", "trigger"],
+    "exceptions": [
+        "InvalidEvent",
+        "InvalidJob",
+        "InvalidVerb",
+        "JobNotFound",
+        "NonRetriableError",
+        "RetryAfter",
+        "StepError",
+    ],
+    "registry": ["job"],
+    "signals": ["emit_on"],
+    "triggers": ["cron", "on"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,30 @@
+from typing import Any
+
+from django.apps import AppConfig
+from django.db.models.signals import post_migrate
+from django.utils.translation import gettext_lazy as _
+
+
+class DjangoJobsConfig(AppConfig):
+    name = "django_jobs"
+    label = "django_jobs"
+    verbose_name = _("Django Jobs")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Find every app's jobs. Gates are applied by the registry, live; no query is made here."""
+        from . import (
+            checks,  # noqa: F401 (registers the system checks)
+            events,  # noqa: F401 (connects emission by signal)
+            registry,
+        )
+
+        registry.autodiscover()
+        post_migrate.connect(_write_down, sender=self, dispatch_uid="django_jobs.sync")
+
+
+def _write_down(sender: Any, using: str, **kwargs: Any) -> None:
+    from . import scheduler, services
+
+    services.sync(using=using)
+    scheduler.reconcile(using=using)

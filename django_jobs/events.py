@@ -1,0 +1,261 @@
+"""
+Record events and start what they trigger.
+
+Emission writes only new rows, in the caller's transaction: the Event, and one Run for each matching
+job, in two statements however many. It takes no lock that a worker holds. Rolled back, it never was.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections, router, transaction
+
+from . import clock, payloads, registry, signals, wakeup
+from .conf import conf
+from .exceptions import InvalidEvent
+from .models import Event, Run, RunStatus
+from .models.event import digest
+from .models.fields import uuid7
+from .models.sql import adapt
+from .triggers import EventTrigger, check_event_name
+
+#: The event behind a run that was started by hand; names under ``django_jobs/`` are the engine's own.
+STARTED = "django_jobs/job.started"
+
+#: Rows of one INSERT; databases limit the parameters of a statement.
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class EventSpec:
+    """An event yet to be emitted; see ``emit`` for the fields."""
+
+    name: str
+    data: dict | None = None
+    key: str | None = None
+    at: datetime | None = None
+
+
+def emit(name: str, data: dict | None = None, *, key: str | None = None, at: datetime | None = None) -> Event:
+    """
+    Record an event and start the jobs it triggers; return it.
+
+    In the caller's transaction: event, runs and the change that caused them commit together or not
+    at all. With a ``key`` already seen under this name (within ``EVENT_KEY_HOURS``) nothing is
+    written and the first event comes back. ``at`` in the future holds the runs until then. Raises
+    ``InvalidEvent`` for a name, key or time that will not do, ``TypeError`` naming the path for data that is not JSON.
+    """
+    return emit_many([EventSpec(name, data, key, at)])[0]
+
+
+def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
+    """Emit several events as ``emit`` does, in the same two statements; return them in order."""
+    now = clock.now()
+    using = router.db_for_write(Event)
+    drafts = [_draft(spec, now) for spec in specs]
+    if not drafts:
+        return []
+    with _transaction(using):
+        events = _insert(drafts, using)
+        fresh = list({event.pk: event for event in events if event._state.adding}.values())
+        runs = [run for event in fresh for run in _runs(event, now)]
+        _finish(using, fresh, runs)
+    return events
+
+
+def trigger(job_id: str, data: dict | None = None) -> Run:
+    """Start a registered job by its id, whatever its triggers ("run now"); raise ``JobNotFound``."""
+    return start(registry.get(job_id), data)
+
+
+def start(job: registry.Job, data: dict | None = None) -> Run:
+    """Start ``job`` once with ``data``; see ``Job.start``."""
+    registry.get(job.id)
+    now = clock.now()
+    using = router.db_for_write(Run)
+    event, encoded = _draft(EventSpec(STARTED, data), now, own=True)
+    with _transaction(using):
+        _insert([(event, encoded)], using)
+        run = _run(job, event, now)
+        _finish(using, [event], [run])
+    return run
+
+
+def _transaction(using: str) -> transaction.Atomic:
+    # Without a savepoint: it would cost the caller's transaction two statements and protect nothing.
+    return transaction.atomic(using=using, savepoint=False)
+
+
+def _finish(using: str, events: Sequence[Event], runs: Sequence[Run]) -> None:
+    """Write the runs, then tell the world once all is committed."""
+    if runs:
+        Run.objects.using(using).bulk_create(runs, batch_size=BATCH)
+        wakeup.ring(using)
+    for event in events:
+        event._state.adding = False
+        event._state.db = using
+        if signals.event_received.has_listeners(Event):
+            signals.announce(signals.event_received, Event, using=using, event=event)
+    for run in runs:
+        if signals.run_queued.has_listeners(Run):
+            signals.announce(signals.run_queued, Run, using=using, run=run)
+
+
+# Drafting: everything that can be wrong is found before anything is written.
+
+
+def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event, str]:
+    if not own:
+        check_event_name(spec.name)
+    where = f'event "{spec.name}"'
+    data = {} if spec.data is None else spec.data
+    if not isinstance(data, dict):
+        raise InvalidEvent(f"The data of {where} must be a dict, not {type(data).__name__}.")
+    if spec.key is not None and not (isinstance(spec.key, str) and 1 <= len(spec.key) <= 255):
+        raise InvalidEvent(f"The key of {where} must be a string of 1 to 255 characters, not {spec.key!r}.")
+    if spec.at is not None and (not isinstance(spec.at, datetime) or spec.at.tzinfo is None):
+        raise InvalidEvent(f"The time (at) of {where} must be an aware datetime, not {spec.at!r}.")
+    encoded = payloads.dumps(data, where=where)
+    payloads.check_size(encoded, conf.MAX_EVENT_BYTES, where=where, setting="MAX_EVENT_BYTES")
+    event = Event(name=spec.name, data=data, key=spec.key, occurred_at=spec.at or now, received_at=now)
+    event.digest = digest(spec.name, spec.key) if spec.key else None
+    return event, encoded
+
+
+# Events.
+
+
+def _insert(drafts: Sequence[tuple[Event, str]], using: str) -> list[Event]:
+    """
+    Insert the drafts; return them, with the first event of its key in place of one that came too late.
+
+    The unique digest decides: of two emitters at once one inserts and the other finds the row.
+    """
+    drafts, doubles = _first_of_each_key(drafts)
+    inserted = sum(_insert_batch(drafts[i : i + BATCH], using) for i in range(0, len(drafts), BATCH))
+    events = [event for event, _ in drafts]
+    if inserted < len(drafts):
+        events = _resolve(drafts, using)
+    return [events[place] for place in doubles]
+
+
+def _first_of_each_key(drafts: Sequence[tuple[Event, str]]) -> tuple[list[tuple[Event, str]], list[int]]:
+    """Drop drafts whose key came earlier in the same call; return the rest and, for each draft, its place there."""
+    kept: list[tuple[Event, str]] = []
+    places: dict[str, int] = {}
+    order = []
+    for event, encoded in drafts:
+        place = places.setdefault(event.digest or str(event.pk), len(kept))
+        if place == len(kept):
+            kept.append((event, encoded))
+        order.append(place)
+    return kept, order
+
+
+_COLUMNS = ("id", "name", "data", "key", "digest", "occurred_at", "received_at")
+
+
+def _insert_batch(drafts: Sequence[tuple[Event, str]], using: str) -> int:
+    connection = connections[using]
+    quote = connection.ops.quote_name
+    row = f"({', '.join(['%s'] * len(_COLUMNS))})"
+    into = f"INTO {quote(Event._meta.db_table)} ({', '.join(map(quote, _COLUMNS))}) VALUES "
+    rows = ", ".join([row] * len(drafts))
+    if connection.vendor == "mysql":
+        statement = f"INSERT IGNORE {into}{rows}"
+    else:
+        statement = f"INSERT {into}{rows} ON CONFLICT (digest) DO NOTHING"
+    parameters: list[Any] = []
+    for event, encoded in drafts:
+        values = (event.pk, event.name, encoded, event.key, event.digest, event.occurred_at, event.received_at)
+        parameters += [adapt(connection, value) for value in values]
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return cursor.rowcount
+
+
+def _resolve(drafts: Sequence[tuple[Event, str]], using: str) -> list[Event]:
+    """Find which drafts came too late, and put the event that was there in their place."""
+    wanted = [event.digest for event, _ in drafts if event.digest]
+    there = {event.digest: event for event in Event.objects.using(using).filter(digest__in=wanted)}
+    result = []
+    for event, encoded in drafts:
+        first = there.get(event.digest, event) if event.digest else event
+        result.append(event if first.pk == event.pk else _after(first, event, encoded, using))
+    return result
+
+
+def _after(first: Event, event: Event, encoded: str, using: str) -> Event:
+    """
+    Return ``first``, or ``event`` inserted behind it when the key's period is over.
+
+    The successor's digest is made of its predecessor's id: still unique, still only an INSERT.
+    """
+    period = timedelta(hours=conf.EVENT_KEY_HOURS)
+    while event.received_at - first.received_at >= period:
+        event.digest = digest(event.name, event.key or "", first)
+        if _insert_batch([(event, encoded)], using):
+            return event
+        first = Event.objects.using(using).get(digest=event.digest)
+    return first
+
+
+# Runs.
+
+
+def _runs(event: Event, now: datetime) -> list[Run]:
+    runs = []
+    for job in registry.listening(event.name):
+        try:
+            if _wanted(job, event):
+                runs.append(_run(job, event, now))
+        except Exception as error:
+            # A predicate with a bug must lose neither the event nor the other jobs' runs.
+            runs.append(_skipped(job, event, now, f"{type(error).__name__} in its when or priority: {error}"))
+    return runs
+
+
+def _wanted(job: registry.Job, event: Event) -> bool:
+    mine = [t for t in job.triggers if isinstance(t, EventTrigger) and t.matches(event.name)]
+    return any(trigger.when is None or trigger.when(event) for trigger in mine)
+
+
+def _run(job: registry.Job, event: Event, now: datetime) -> Run:
+    return Run(
+        id=uuid7(),
+        job_id=job.id,
+        version=job.version,
+        queue=job.queue,
+        priority=job.priority(event) if callable(job.priority) else job.priority,
+        event=event,
+        wake_at=max(event.occurred_at, now),
+        queued_at=now,
+    )
+
+
+def _skipped(job: registry.Job, event: Event, now: datetime, reason: str) -> Run:
+    plain = replace(job, priority=0)
+    run = _run(plain, event, now)
+    run.status, run.reason, run.finished_at, run.wake_at = RunStatus.SKIPPED, reason[:500], now, None
+    return run
+
+
+async def aemit(name: str, data: dict | None = None, *, key: str | None = None, at: datetime | None = None) -> Event:
+    """Await ``emit``."""
+    return await sync_to_async(emit)(name, data, key=key, at=at)
+
+
+async def aemit_many(specs: Iterable[EventSpec]) -> list[Event]:
+    """Await ``emit_many``."""
+    return await sync_to_async(emit_many)(list(specs))
+
+
+def _emit_signalled(sender: Any, *, name: str, data: dict | None = None, **options: Any) -> Event:
+    return emit(name, data, key=options.get("key"), at=options.get("at"))
+
+
+registry.start_with(start)
+signals.event.connect(_emit_signalled, dispatch_uid="django_jobs.emit")

@@ -1,0 +1,192 @@
+"""
+One durable execution of a job, and every move it can make.
+
+Nothing assigns ``run.status`` and saves. A move is one guarded UPDATE that returns how many rows
+went; a worker's move also asks for the lease, so that a worker that lost its run changes nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.db import models
+from django.db.models import F, Q, Value
+from django.utils.translation import gettext_lazy as _
+
+from .. import clock
+from ..conf import conf
+from . import claim
+from .event import Event
+from .fields import PayloadField, uuid7
+
+
+class RunStatus(models.TextChoices):
+    QUEUED = "queued", _("queued")
+    RUNNING = "running", _("running")
+    SLEEPING = "sleeping", _("sleeping")
+    COMPLETED = "completed", _("completed")
+    FAILED = "failed", _("failed")
+    CANCELLED = "cancelled", _("cancelled")
+    SKIPPED = "skipped", _("skipped")
+
+
+OPEN = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.SLEEPING})
+FINAL = frozenset(RunStatus) - OPEN
+
+#: A run may come to this status only from one of those.
+MOVES: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FAILED}),
+    RunStatus.RUNNING: OPEN,
+    RunStatus.SLEEPING: frozenset({RunStatus.RUNNING}),
+    RunStatus.COMPLETED: frozenset({RunStatus.RUNNING}),
+    RunStatus.FAILED: frozenset({RunStatus.RUNNING}),
+    RunStatus.CANCELLED: OPEN,
+    RunStatus.SKIPPED: OPEN,
+}
+
+
+class RunQuerySet(models.QuerySet["Run"]):
+    def claim(self, limit: int, *, jobs: Sequence[str], worker: str = "", queues: Sequence[str] | None = None) -> list["Run"]:
+        """
+        Lease up to ``limit`` due runs of ``jobs`` to one worker and return them, most urgent first.
+
+        Due is what ``wake_at`` says: a run whose turn or timer has come, or whose lease ran out because
+        its worker is gone (that counts as a crash). Two clusters never get the same run. A lease is not
+        a lock: it ends by itself, so every later move asks for it. Index: ``django_jobs_run_claim``.
+        """
+        now = clock.now()
+        return claim.claim(
+            self, limit, jobs=list(jobs), queues=queues, worker=worker, lease=uuid4(), now=now, until=lease_end(now)
+        )
+
+    def held(self, run: "Run") -> "RunQuerySet":
+        """Narrow to ``run`` while this process holds its lease."""
+        return self.filter(pk=run.pk, lease=run.lease)
+
+    def renew(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
+        """Extend the leases of the runs (id, lease) in hand; return how many are still held."""
+        ids, tokens = zip(*leases, strict=True)
+        until = lease_end(clock.now())
+        return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=until)
+
+    def abandon(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
+        """End the leases of a worker that died now: the next claim takes the runs over and counts a crash."""
+        ids, tokens = zip(*leases, strict=True)
+        return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=clock.now())
+
+    def hand_back(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
+        """Put runs back into the queue as if never claimed: a stopping worker is no failure."""
+        ids, tokens = zip(*leases, strict=True)
+        held = self.filter(pk__in=ids, lease__in=set(tokens))
+        return held._move(RunStatus.QUEUED, wake_at=clock.now())
+
+    # The worker's moves. Each is called on ``held(run)``.
+
+    def complete(self, output: str) -> int:
+        return self._move(RunStatus.COMPLETED, output=Value(output, models.TextField()), crashes=0)
+
+    def fail(self, error: dict, reason: str = "") -> int:
+        return self._move(RunStatus.FAILED, error=error, reason=reason)
+
+    def sleep(self, until: datetime) -> int:
+        return self._move(RunStatus.SLEEPING, wake_at=until, crashes=0)
+
+    def retry(self, at: datetime, attempt: int) -> int:
+        return self._move(RunStatus.QUEUED, wake_at=at, attempt=attempt, crashes=0)
+
+    # Moves by people and by rules, without a lease: that is the point.
+
+    def cancel(self, reason: str = "") -> int:
+        return self._move(RunStatus.CANCELLED, reason=reason)
+
+    def skip(self, reason: str) -> int:
+        return self._move(RunStatus.SKIPPED, reason=reason)
+
+    def requeue(self) -> int:
+        """Let failed runs go on from their checkpoints, with a full set of retries."""
+        failed = self.filter(status=RunStatus.FAILED)
+        return failed._move(RunStatus.QUEUED, wake_at=clock.now(), attempt=0, crashes=0, error=None, reason="")
+
+    def _move(self, to: RunStatus, **changes: Any) -> int:
+        """Bring the rows that may go there to ``to``; return how many went."""
+        if to in FINAL:
+            changes |= {"wake_at": None, "finished_at": clock.now()}
+        else:
+            changes["finished_at"] = None
+        return self.filter(status__in=MOVES[to]).update(status=to, lease=None, **changes)
+
+
+class Run(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    job_id = models.CharField(_("job"), max_length=100)
+    version = models.CharField(_("version"), max_length=50, default="1")
+    queue = models.CharField(_("queue"), max_length=50, default="default")
+    status = models.CharField(_("status"), max_length=10, choices=RunStatus, default=RunStatus.QUEUED)
+    event = models.ForeignKey(
+        Event, models.PROTECT, null=True, blank=True, related_name="runs", verbose_name=_("event")
+    )
+    output = PayloadField(_("output"), null=True, blank=True)
+    error = models.JSONField(_("error"), null=True, blank=True)
+    reason = models.CharField(_("reason"), max_length=500, blank=True, default="")
+    #: Failed tries of the code between steps since the last checkpoint.
+    attempt = models.PositiveIntegerField(_("attempt"), default=0)
+    passes = models.PositiveIntegerField(_("passes"), default=0)
+    #: Workers lost in a row while they had this run.
+    crashes = models.PositiveIntegerField(_("crashes"), default=0)
+    priority = models.IntegerField(_("priority"), default=0)
+    #: When anyone may claim it next: its turn, its timer, or the end of its lease. None when final.
+    wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
+    lease = models.UUIDField(_("lease"), null=True, blank=True, editable=False)
+    claimed_by = models.CharField(_("worker"), max_length=255, blank=True, default="")
+    queued_at = models.DateTimeField(_("queued at"))
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    #: The instant a cron trigger fired for, and that trigger.
+    scheduled_for = models.DateTimeField(_("scheduled for"), null=True, blank=True)
+    cron = models.CharField(_("cron"), max_length=150, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the unique index)
+    parent = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="children", db_index=False, verbose_name=_("parent")
+    )
+    replay_of = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="replays", db_index=False, verbose_name=_("replay of")
+    )
+
+    objects = RunQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+        indexes = [
+            # Walked by ``claim``, group by group; holds no finished run. MariaDB knows no partial
+            # index and makes it a whole one, where finished runs stand apart as NULLs.
+            models.Index(fields=["queue", "priority", "wake_at"], name="django_jobs_run_claim", condition=Q(wake_at__isnull=False)),
+            models.Index(fields=["job_id", "queued_at"], name="django_jobs_run_job"),
+            models.Index(fields=["finished_at"], name="django_jobs_run_age", condition=Q(finished_at__isnull=False)),
+            models.Index(fields=["parent"], name="django_jobs_run_parent", condition=Q(parent__isnull=False)),
+            models.Index(fields=["replay_of"], name="django_jobs_run_replay", condition=Q(replay_of__isnull=False)),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["job_id", "cron", "scheduled_for"], name="django_jobs_run_slot"),
+            models.CheckConstraint(condition=Q(status__in=RunStatus.values), name="django_jobs_run_status"),
+            models.CheckConstraint(
+                condition=Q(status="running", lease__isnull=False) | (~Q(status="running") & Q(lease__isnull=True)),
+                name="django_jobs_run_lease",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=sorted(OPEN), finished_at__isnull=True, wake_at__isnull=False)
+                | Q(status__in=sorted(FINAL), finished_at__isnull=False, wake_at__isnull=True),
+                name="django_jobs_run_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} {self.pk}"
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+
+def lease_end(now: datetime) -> datetime:
+    return now + timedelta(seconds=conf.LEASE_SECONDS)

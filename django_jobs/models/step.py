@@ -1,0 +1,106 @@
+"""The checkpoint: a named piece of a run whose result is remembered."""
+
+from typing import Any
+
+from django.db import connections, models
+from django.utils.translation import gettext_lazy as _
+
+from .fields import NameField, PayloadField
+from .run import Run
+from .sql import adapt, share_lock
+
+
+class StepStatus(models.TextChoices):
+    WAITING = "waiting", _("waiting")
+    COMPLETED = "completed", _("completed")
+    FAILED = "failed", _("failed")
+
+
+class StepKind(models.TextChoices):
+    RUN = "run", _("run")
+    ATOMIC = "atomic", _("atomic")
+    SLEEP = "sleep", _("sleep")
+    EMIT = "emit", _("emit")
+
+
+class StepQuerySet(models.QuerySet["Step"]):
+    def checkpoint(self, step: "Step", lease: Any, output: str | None) -> int:
+        """
+        Insert ``step`` if its run is still held by ``lease``; return 1, or 0 when it is not.
+
+        One statement, in no transaction of its own. It locks the run's row for share until it is
+        done, so a takeover either waits for this checkpoint or makes it insert nothing; two workers
+        can never both record a step. Served by the primary key of the run. ``output`` is typed JSON.
+        """
+        connection = connections[self.db]
+        values = [getattr(step, name) for name in _PLAIN]
+        parameters = [adapt(connection, value) for value in (*values, output, step.run_id, step.run_id, lease)]
+        with connection.cursor() as cursor:
+            cursor.execute(_insert(connection), parameters)
+            return cursor.rowcount
+
+    def resume(self, step: "Step", lease: Any, output: str | None) -> int:
+        """
+        Update the row of ``step`` if its run is still held by ``lease``; return 1, or 0 when it is not.
+
+        Holds no lock on the run: where two workers must not both record, the caller holds it.
+        """
+        held = models.Exists(Run.objects.filter(pk=step.run_id, lease=lease))
+        changes = {name: getattr(step, name) for name in ("status", "attempts", "finished_at", "wake_at", "error")}
+        return self.filter(held, pk=step.pk).update(**changes, output=models.Value(output, models.TextField()))
+
+    def reopen_last(self) -> int:
+        """Let the step that failed last work again, as if it had not been tried."""
+        last = self.filter(status=StepStatus.FAILED).order_by("-finished_at", "-pk").values_list("pk", flat=True)
+        fresh = {"status": StepStatus.WAITING, "attempts": 0, "error": None, "finished_at": None, "wake_at": None}
+        return self.filter(pk__in=list(last[:1])).update(**fresh)
+
+
+class Step(models.Model):
+    # No constraint in the database: ``checkpoint`` inserts only beside an existing run, and the
+    # check that comes with a constraint would cost every step a look-up.
+    run = models.ForeignKey(
+        Run, models.CASCADE, related_name="steps", db_constraint=False, db_index=False, verbose_name=_("run")
+    )
+    name = NameField(_("name"), max_length=200)
+    kind = models.CharField(_("kind"), max_length=10, choices=StepKind)
+    status = models.CharField(_("status"), max_length=10, choices=StepStatus)
+    output = PayloadField(_("output"), null=True, blank=True)
+    error = models.JSONField(_("error"), null=True, blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    started_at = models.DateTimeField(_("started at"))
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
+
+    objects = StepQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("step")
+        verbose_name_plural = _("steps")
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "name"], name="django_jobs_step_name"),
+            models.CheckConstraint(
+                condition=models.Q(status=StepStatus.WAITING) ^ models.Q(finished_at__isnull=False),
+                name="django_jobs_step_finished",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_PLAIN = ("name", "kind", "status", "attempts", "started_at", "finished_at", "wake_at")
+_SQL: dict[str, str] = {}
+
+
+def _insert(connection: Any) -> str:
+    if connection.vendor not in _SQL:
+        q = connection.ops.quote_name
+        columns = ", ".join(q(name) for name in (*_PLAIN, "output", "run_id"))
+        values = ", ".join(["%s"] * (len(_PLAIN) + 2))
+        _SQL[connection.vendor] = (
+            f"INSERT INTO {q(Step._meta.db_table)} ({columns}) SELECT {values}"  # noqa: S608 (names only)
+            f" FROM {q(Run._meta.db_table)} WHERE {q('id')} = %s AND {q('lease')} = %s{share_lock(connection)}"
+        )
+    return _SQL[connection.vendor]

@@ -1,0 +1,209 @@
+"""
+The jobs this process knows: declared by ``@job``, found in every app's ``jobs.py``.
+
+Declaring puts a job here; its gate, read live, decides whether it counts as registered. That is the
+single place gates are applied. No database here: ``AppConfig.ready()`` runs before it may be used.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from django.utils.module_loading import autodiscover_modules
+
+from . import flags
+from .backoff import Backoff, as_backoff
+from .conf import conf
+from .exceptions import InvalidJob, JobNotFound
+from .triggers import CronTrigger, EventTrigger, candidates
+
+Trigger = EventTrigger | CronTrigger
+
+_KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_jobs: dict[str, "Job"] = {}
+_by_event: dict[str, list["Job"]] | None = None
+_starter: Callable[["Job", dict | None], Any] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """A declared job: a function, what triggers it and by which policy it runs."""
+
+    id: str
+    handler: Callable[..., Any]
+    triggers: tuple[Trigger, ...] = ()
+    group: str = ""
+    gate: flags.Gate = None
+    retries: int = 4
+    backoff: Backoff = field(default_factory=Backoff)
+    version: str = "1"
+    queue: str = "default"
+    priority: int | Callable[[Any], int] = 0
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    def __call__(self, ctx: Any) -> Any:
+        return self.handler(ctx)
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.handler) or ""
+
+    @property
+    def closed_by(self) -> str | None:
+        """The flag that keeps this job out, or None while it is registered."""
+        return flags.closed(self.gate)
+
+    @property
+    def crons(self) -> list[CronTrigger]:
+        return [trigger for trigger in self.triggers if isinstance(trigger, CronTrigger)]
+
+    def start(self, data: dict | None = None) -> Any:
+        """
+        Start this job once with ``data`` and return its Run.
+
+        The run is written in the caller's transaction: rolled back, it never was.
+        """
+        assert _starter is not None  # ``events`` sets it when the app is ready.
+        return _starter(self, data)
+
+
+class Declared(NamedTuple):
+    """A job and the flag that keeps it out (None when it is registered). Reads as its job."""
+
+    job: Job
+    closed_by: str | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.job, name)
+
+
+def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., Any]], Job]:
+    """
+    Declare the decorated function as a job; raise ``InvalidJob`` here and now if it is not right.
+
+    ``triggers`` are ``on(...)`` and ``cron(...)``; a job without any is started by ``start``.
+    ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
+    queue, priority (a number or a function of the event; higher first).
+    """
+
+    def declare(handler: Callable[..., Any]) -> Job:
+        if "backoff" in policy:
+            policy["backoff"] = as_backoff(policy["backoff"])
+        unknown = policy.keys() - Job.__dataclass_fields__.keys()
+        if unknown:
+            known = ", ".join(sorted(Job.__dataclass_fields__.keys() - {"id", "handler", "triggers"}))
+            raise InvalidJob(f'Job "{id}" has no option {", ".join(sorted(unknown))}. Options: {known}.')
+        return register(Job(id=id, handler=handler, triggers=triggers, **policy))
+
+    return declare
+
+
+def register(job: Job) -> Job:
+    """Put ``job`` into the registry; declaring the same function again replaces it (autoreload)."""
+    global _by_event
+    there = _jobs.get(job.id)
+    if there and _home(there) != _home(job):
+        raise InvalidJob(f'Job id "{job.id}" is taken by {_home(there)}; give {_home(job)} another one.')
+    _jobs[job.id] = job
+    _by_event = None
+    return job
+
+
+def autodiscover() -> None:
+    """Import the ``jobs`` module (``AUTODISCOVER``) of every installed app."""
+    if conf.AUTODISCOVER:
+        autodiscover_modules(conf.AUTODISCOVER)
+
+
+def get(job_id: str) -> Job:
+    """Return the registered job; raise ``JobNotFound`` saying why it is not one."""
+    found = _jobs.get(job_id)
+    if found is None:
+        known = ", ".join(sorted(_jobs)) or "none"
+        raise JobNotFound(f'No job "{job_id}" is declared. Declared: {known}.')
+    if flag := found.closed_by:
+        raise JobNotFound(f'Job "{job_id}" is not registered: its gate {flag} is off.')
+    return found
+
+
+def find(job_id: str) -> Job | None:
+    """Return the declared job, its gate open or not; None if this process does not know it."""
+    return _jobs.get(job_id)
+
+
+def jobs() -> list[Job]:
+    """List the registered jobs, those whose gate is open."""
+    return [job for job in _jobs.values() if job.closed_by is None]
+
+
+def declared() -> list[Declared]:
+    """List every declared job with the flag that keeps it out, if one does."""
+    return [Declared(job, job.closed_by) for job in _jobs.values()]
+
+
+def listening(event_name: str) -> list[Job]:
+    """List the registered jobs with a trigger on this event name, ``when`` not yet asked."""
+    global _by_event
+    if _by_event is None:
+        _by_event = _index(_jobs.values())
+    found = {job.id: job for name in candidates(event_name) for job in _by_event.get(name, ())}
+    return [job for job in found.values() if job.closed_by is None]
+
+
+def start_with(starter: Callable[[Job, dict | None], Any]) -> None:
+    """Tell ``Job.start`` how; ``events`` calls this, which comes after this module."""
+    global _starter
+    _starter = starter
+
+
+def _index(jobs: Iterable[Job]) -> dict[str, list[Job]]:
+    index: dict[str, list[Job]] = {}
+    for job in jobs:
+        for trigger in job.triggers:
+            if isinstance(trigger, EventTrigger):
+                index.setdefault(trigger.name, []).append(job)
+    return index
+
+
+def _home(job: Job) -> str:
+    return f"{job.handler.__module__}.{job.handler.__qualname__}"
+
+
+def _validate(job: Job) -> None:
+    def refuse(what: str) -> None:
+        raise InvalidJob(f'Job "{job.id}": {what}')
+
+    if not isinstance(job.id, str) or not _KEBAB.fullmatch(job.id) or len(job.id) > 100:
+        refuse("an id is kebab-case (lower-case letters, digits, single hyphens), at most 100 characters.")
+    if not callable(job.handler):
+        refuse("@job decorates a function that takes ctx.")
+    if inspect.iscoroutinefunction(job.handler):
+        refuse("async handlers are not supported by this version; use a plain function.")
+    for trigger in job.triggers:
+        if not isinstance(trigger, EventTrigger | CronTrigger):
+            refuse(f"{trigger!r} is not a trigger; use on(...) or cron(...).")
+    if len({str(trigger) for trigger in job.triggers}) < len(job.triggers):
+        refuse("the same trigger is given twice.")
+    if isinstance(job.retries, bool) or not isinstance(job.retries, int) or not 0 <= job.retries <= 1000:
+        refuse(f"retries is a whole number from 0 to 1000, not {job.retries!r}.")
+    if not _is_gate(job.gate):
+        refuse(f"gate is a flag's dotted path, a tuple of them or a callable, not {job.gate!r}.")
+    if not isinstance(job.version, str) or not 1 <= len(job.version) <= 50:
+        refuse(f"version is a string of 1 to 50 characters, not {job.version!r}.")
+    if not isinstance(job.queue, str) or not 1 <= len(job.queue) <= 50:
+        refuse(f"queue is a string of 1 to 50 characters, not {job.queue!r}.")
+    if not callable(job.priority) and (isinstance(job.priority, bool) or not isinstance(job.priority, int)):
+        refuse(f"priority is a whole number or a function of the event, not {job.priority!r}.")
+
+
+def _is_gate(gate: Any) -> bool:
+    if isinstance(gate, tuple):
+        return bool(gate) and all(isinstance(path, str) for path in gate)
+    return gate is None or callable(gate) or (isinstance(gate, str) and bool(gate))

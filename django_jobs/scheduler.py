@@ -1,0 +1,181 @@
+"""
+Crons: one django-q2 ``Schedule`` row for each cron trigger, kept and fired by us.
+
+django-q2 reckons cron times in one zone for the whole project and from *now*; so the row's ``next_run``
+is reckoned here, by the trigger, and what is due becomes a run here. A run is unique by (job, trigger,
+slot): however many clusters fire a slot, however often, it starts once.
+"""
+
+import ast
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db import connections, router
+from django.db.models import Min
+from django.utils.dateparse import parse_datetime
+from django_q.models import Schedule
+
+from . import clock, registry, signals, wakeup
+from .models import Job, Run
+from .models.fields import uuid7
+from .triggers import CronTrigger, spread
+
+#: The django-q2 cluster that ``runjobs`` is; a host's ``qcluster`` has another name and never fires our rows.
+CLUSTER = "django_jobs"
+FIRE = "django_jobs.scheduler.fire"
+
+#: A slot found later than this counts as missed, which is where ``catch_up`` decides.
+PUNCTUAL = timedelta(seconds=60)
+
+#: So many missed slots of one trigger are caught up at the most.
+MOST_CAUGHT_UP = 1000
+
+
+def fire(job_id: str, trigger: str, scheduled_for: datetime | str) -> str | None:
+    """
+    Start ``job_id`` for one slot of its cron trigger; return the run's id, or None if it had started.
+
+    This is the function the Schedule rows name, so that django-q2's own scheduler and admin can fire them too.
+    """
+    slot = parse_datetime(scheduled_for) if isinstance(scheduled_for, str) else scheduled_for
+    job = registry.get(job_id)
+    cron = next(cron for cron in job.crons if cron.key == trigger)
+    runs = _start(job, cron, [slot.astimezone(UTC)])
+    return str(runs[0].pk) if runs else None
+
+
+def tick() -> None:
+    """Start the runs of every cron trigger that is due, each row by itself: a bad one stops no other."""
+    now = clock.now()
+    for row in _ours().filter(next_run__lte=now):
+        try:
+            _fire_due(row, now)
+        except Exception:
+            signals.logger.exception("the schedule %s could not be fired", row.name)
+
+
+def _fire_due(row: Schedule, now: datetime) -> None:
+    found = _wanted().get(_identity(row))
+    if found is None:
+        return  # The next ``reconcile`` takes the row away.
+    job, cron = found
+    # Started first and moved on second: a crash in between fires the slot again, which starts nothing.
+    _start(job, cron, _slots(cron, row.next_run, now))
+    _ours().filter(pk=row.pk, next_run=row.next_run).update(next_run=cron.next(now))
+
+
+def _slots(cron: CronTrigger, first: datetime, now: datetime) -> list[datetime]:
+    """Return the slots since ``first`` that are to run, by the trigger's ``catch_up``."""
+    before = first - timedelta(microseconds=1)
+    if cron.catch_up == "all":
+        return list(cron.slots(before, now, limit=MOST_CAUGHT_UP))
+    latest = cron.latest(before, now)
+    if latest is None or (cron.catch_up == "skip" and now - latest > PUNCTUAL):
+        return []
+    return [latest]
+
+
+def _start(job: registry.Job, cron: CronTrigger, slots: Iterable[datetime]) -> list[Run]:
+    """Insert a run for each slot that has none; return those inserted. Unique index on (job, cron, slot)."""
+    now = clock.now()
+    runs = [
+        Run(
+            id=uuid7(),
+            job_id=job.id,
+            version=job.version,
+            queue=job.queue,
+            priority=0 if callable(job.priority) else job.priority,
+            cron=cron.key,
+            scheduled_for=slot,
+            wake_at=slot + spread(cron.jitter, f"{job.id} {slot.isoformat()}") if cron.jitter else now,
+            queued_at=now,
+        )
+        for slot in slots
+    ]
+    if not runs:
+        return []
+    using = router.db_for_write(Run)
+    Run.objects.using(using).bulk_create(runs, ignore_conflicts=True)
+    wakeup.ring(using)
+    started = list(Run.objects.using(using).filter(pk__in=[run.pk for run in runs]))
+    for run in started:
+        signals.announce(signals.run_queued, Run, using=using, run=run)
+    return started
+
+
+def reconcile(using: str | None = None) -> None:
+    """
+    Make the Schedule rows match the registry: create, mend, remove. Safe to repeat, on every cluster.
+
+    A new row begins with the next slot from now. Two clusters that create the same row at once leave
+    a double, which the next call removes; its slots start once all the same.
+    """
+    using = using or router.db_for_write(Schedule)
+    if not router.allow_migrate_model(using, Schedule) or not _migrated(using):
+        return
+    wanted = _wanted()
+    for row in Schedule.objects.using(using).filter(cluster=CLUSTER, func=FIRE):
+        found = wanted.pop(_identity(row), None)
+        if found is None:
+            row.delete()
+        elif _is_damaged(row, *found):
+            Schedule.objects.using(using).filter(pk=row.pk).update(**_columns(*found))
+    # bulk_create, because ``Schedule.save`` would reckon ``next_run`` in its own way.
+    Schedule.objects.using(using).bulk_create([Schedule(**_columns(*found)) for found in wanted.values()])
+    _note_next_runs(using)
+
+
+def _migrated(using: str) -> bool:
+    return Schedule._meta.db_table in connections[using].introspection.table_names()
+
+
+def next_run() -> datetime | None:
+    """Return when the next cron trigger is due. A handful of rows: no index needed."""
+    return _ours().aggregate(next=Min("next_run"))["next"]
+
+
+def _ours() -> Any:
+    return Schedule.objects.using(router.db_for_write(Schedule)).filter(cluster=CLUSTER, func=FIRE)
+
+
+def _wanted() -> dict[tuple[str, str], tuple[registry.Job, CronTrigger]]:
+    return {(job.id, cron.key): (job, cron) for job in registry.jobs() for cron in job.crons}
+
+
+def _columns(job: registry.Job, cron: CronTrigger) -> dict[str, Any]:
+    return {
+        "name": f"{job.id}: {cron.key}"[:100],
+        "func": FIRE,
+        "kwargs": repr({"job_id": job.id, "trigger": cron.key}),
+        "schedule_type": Schedule.CRON,
+        "cron": cron.expr[:100],
+        "cluster": CLUSTER,
+        "repeats": -1,
+        "intended_date_kwarg": "scheduled_for",
+        "next_run": cron.next(clock.now()),
+    }
+
+
+def _identity(row: Schedule) -> tuple[str, str]:
+    """Return which (job, trigger) a row stands for, by the arguments it would call ``fire`` with."""
+    try:
+        arguments = ast.literal_eval(row.kwargs)
+        return arguments["job_id"], arguments["trigger"]
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        return "", ""
+
+
+def _is_damaged(row: Schedule, job: registry.Job, cron: CronTrigger) -> bool:
+    """Tell whether a row was changed by hand, or by django-q2's scheduler, into what would not fire rightly."""
+    good = _columns(job, cron)
+    fixed = ("name", "schedule_type", "cron", "repeats", "intended_date_kwarg")
+    if any(getattr(row, column) != good[column] for column in fixed) or row.next_run is None:
+        return True
+    overdue = row.next_run <= clock.now()
+    return not overdue and row.next_run != good["next_run"]
+
+
+def _note_next_runs(using: str) -> None:
+    for row in Schedule.objects.using(using).filter(cluster=CLUSTER, func=FIRE):
+        Job.objects.filter(pk=_identity(row)[0]).update(next_run_at=row.next_run)

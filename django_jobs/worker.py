@@ -1,0 +1,119 @@
+"""
+A worker process: a few threads, each with a run in hand, and a heartbeat that keeps their leases.
+
+The threads take turns at the pusher's line. The main thread watches the guard's line and renews the
+leases; when it stands still (SIGSTOP, a swap storm), so do they, and the runs go on elsewhere.
+"""
+
+import os
+import select
+import socket
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+from django.db import InterfaceError, OperationalError, connections, reset_queries, router
+
+from . import executor, signals
+from .broker import RunBroker
+from .channel import Channel, Closed
+from .conf import conf
+from .models import Run
+
+#: A lease is renewed this many times in its length.
+BEATS_PER_LEASE = 3
+
+
+class Worker:
+    def __init__(self, line: Channel, control: socket.socket, broker: RunBroker, *, threads: int) -> None:
+        self.line = line
+        self.control = control
+        self.broker = broker
+        self.in_hand: dict[UUID, UUID] = {}
+        self.stopping = False
+        self.runs_left = conf.RECYCLE or -1
+        self.threads = [threading.Thread(target=self._take_runs, daemon=True) for _ in range(threads)]
+
+    def work(self) -> None:
+        """Take runs until told to stop; end at once, as if killed, when the guard is gone."""
+        self.line.send(("ready", (os.getpid(), len(self.threads))))
+        for thread in self.threads:
+            thread.start()
+        while any(thread.is_alive() for thread in self.threads):
+            self._watch(conf.LEASE_SECONDS / BEATS_PER_LEASE)
+        connections.close_all()
+
+    def stop(self) -> None:
+        """Take no more runs; a run in hand is handed back after its step."""
+        if not self.stopping:
+            self.stopping = True
+            try:
+                self.line.send(("retire", None))
+            except Closed:
+                pass
+
+    # The main thread.
+
+    def _watch(self, beat: float) -> None:
+        """Wait for orders until the next beat, then renew the leases."""
+        until = time.monotonic() + beat
+        while (left := until - time.monotonic()) > 0 and any(thread.is_alive() for thread in self.threads):
+            ready, _, _ = select.select([self.control], [], [], min(left, 0.1 if self.stopping else left))
+            if ready:
+                if not self.control.recv(1):
+                    os._exit(1)  # Orphaned. Other clusters must not have to share runs with a ghost.
+                self.stop()
+        self._renew()
+
+    def _renew(self) -> None:
+        leases = list(self.in_hand.items())
+        if not leases:
+            return
+        try:
+            Run.objects.using(router.db_for_write(Run)).renew(leases)
+        except (OperationalError, InterfaceError) as error:
+            signals.log_not_renewed(len(leases), error)
+            connections.close_all()
+
+    # The other threads.
+
+    def _take_runs(self) -> None:
+        try:
+            while True:
+                self._perform(self.line.receive())
+        except Closed:
+            self.stop()  # Told to, or the pusher is gone; the guard starts another worker.
+        finally:
+            connections.close_all()
+
+    def _perform(self, message: Any) -> None:
+        done = None
+        try:
+            if isinstance(message, Run):
+                done = message.pk
+                self.in_hand[message.pk] = message.lease
+                executor.execute(message, stopping=lambda: self.stopping)
+            else:
+                self.broker.perform(*message)
+        except Exception:
+            signals.log_pass_broken(message)
+        finally:
+            self.in_hand.pop(done, None)
+            tidy_connections()
+        self.line.send(("done", done))
+        self.runs_left -= 1
+        if self.runs_left == 0:
+            self.stop()
+
+
+def tidy_connections() -> None:
+    """
+    Close this thread's connections that broke or are older than ``CONN_MAX_AGE``.
+
+    An age of 0, Django's default, is meant for requests: here it would mean a connection per run.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.errors_occurred or connection.settings_dict["CONN_MAX_AGE"]:
+            connection.close_if_unusable_or_obsolete()
+    reset_queries()

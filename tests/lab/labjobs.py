@@ -1,0 +1,70 @@
+"""Jobs that leave a trace, for tests with real processes."""
+
+import os
+import time
+
+from django_jobs import cron, job
+
+from .models import Effect
+
+
+def effect(ctx, name):
+    Effect.objects.create(run=ctx.run_id, name=name, pid=os.getpid(), at=time.time())
+    return name
+
+
+@job("lab-nothing")
+def nothing(ctx):
+    return ctx.event.data
+
+
+@job("lab-five")
+def five(ctx):
+    """Three plain steps and two atomic ones, each with its effect in the ledger."""
+    pause = ctx.event.data.get("pause", 0)
+    for n in range(5):
+        tool = ctx.step.atomic if n % 2 else ctx.step.run
+        tool(f"step-{n}", effect, ctx, f"step-{n}")
+        time.sleep(pause)
+    return 5
+
+
+@job("lab-chain")
+def chain(ctx):
+    """Steps that do nothing, for measuring what a step costs."""
+    for n in range(ctx.event.data["steps"]):
+        ctx.step.run(f"s{n}", int)
+
+
+@job("lab-outside")
+def outside(ctx):
+    """One step that waits for the outside world, which shows who has it and when it is done."""
+
+    def wait():
+        effect(ctx, "begun")
+        time.sleep(ctx.event.data["seconds"])
+        return effect(ctx, "done")
+
+    ctx.step.run("wait", wait)
+    return ctx.step.run("after", effect, ctx, "after")
+
+
+@job("lab-pick-up")
+def pick_up(ctx):
+    at = time.time()
+    ctx.step.run("note", lambda: Effect.objects.create(run=ctx.run_id, name="picked-up", pid=os.getpid(), at=at).pk)
+
+
+@job("lab-nap")
+def nap(ctx):
+    from datetime import timedelta
+
+    ctx.step.sleep("nap", timedelta(seconds=ctx.event.data["seconds"]))
+    return ctx.step.run("woke", effect, ctx, "woke")
+
+
+if os.environ.get("LAB_CRON"):
+
+    @job("lab-cron", cron("* * * * *"))
+    def minutely(ctx):
+        return ctx.step.run("tick", effect, ctx, "tick")
