@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
@@ -92,14 +93,14 @@ class Guard(Sentinel):
     def spawn_pusher(self) -> None:
         self.pusher_line, line = socket.socketpair()
         self.pulse.value = time.monotonic()
-        pusher = self._fork(lambda: self._be_pusher(line))
+        self.pusher = self._fork(partial(self._be_pusher, line))
         line.close()
-        self.pusher = pusher
 
     def spawn_worker(self) -> None:
         control, there = socket.socketpair()
         ours, theirs = channel.pair()
-        worker = self._fork(lambda: self._be_worker(theirs, there), daemon=Conf.DAEMONIZE_WORKERS)
+        work = partial(self._be_worker, theirs, there)
+        worker = self._fork(work, control, ours, daemon=Conf.DAEMONIZE_WORKERS)
         worker.control = control
         self.pool.append(worker)
         there.close()
@@ -109,24 +110,15 @@ class Guard(Sentinel):
         except OSError:
             ours.close()  # The pusher is gone: this worker ends too, and both are replaced.
 
-    def _fork(self, body: Callable[[], None], daemon: bool = True) -> Any:
-        process = get_mp_context().Process(target=self._as_child, args=(body, self._ends()), daemon=daemon)
+    def _fork(self, body: Callable[[], None], *ends: Any, daemon: bool = True) -> Any:
+        """Start ``body`` in a child that keeps no end of a line that is not its own."""
+        not_its_own = [self.parent, self.pusher_line, *(worker.control for worker in self.pool), *ends]
+        process = get_mp_context().Process(target=_be_child, args=(body, not_its_own), daemon=daemon)
         process.born = time.monotonic()
         process.start()
         return process
 
-    def _as_child(self, body: Callable[[], None], ends: Iterable[socket.socket]) -> None:
-        # A child that kept these would keep its siblings from noticing that the guard is gone.
-        for end in ends:
-            end.close()
-        body()
-
-    def _ends(self) -> list[socket.socket]:
-        lines = [self.parent, *(worker.control for worker in self.pool)]
-        return [*lines, self.pusher_line] if self.pusher else lines
-
     def _be_pusher(self, line: socket.socket) -> None:
-        self.pusher_line.close()
         _title("pusher")
         Pusher(self.broker, line, me=self.me, once=self.options.once, pulse=self.pulse).work()
 
@@ -303,6 +295,13 @@ class JobsCluster(Cluster):
             self.line.sendall(order)
         except OSError:
             pass  # It is gone, which is what was wanted.
+
+
+def _be_child(body: Callable[[], None], not_its_own: Iterable[Any]) -> None:
+    # Kept open here, an end would hide from the one at the other that the guard, or the pusher, is gone.
+    for end in not_its_own:
+        end.close()
+    body()
 
 
 def disconnect() -> None:

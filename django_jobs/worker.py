@@ -59,7 +59,8 @@ class Worker:
         """Wait for orders until the next beat, then renew the leases."""
         until = time.monotonic() + beat
         while (left := until - time.monotonic()) > 0 and any(thread.is_alive() for thread in self.threads):
-            ready, _, _ = select.select([self.control], [], [], min(left, 0.1 if self.stopping else left))
+            # A short wait, because a thread that ends does not end it.
+            ready, _, _ = select.select([self.control], [], [], min(left, 0.2))
             if ready:
                 if not self.control.recv(1):
                     os._exit(1)  # Orphaned. Other clusters must not have to share runs with a ghost.
