@@ -1,6 +1,7 @@
 from typing import Any
 
 from django.apps import AppConfig
+from django.db import connections
 from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
 
@@ -25,6 +26,9 @@ class DjangoJobsConfig(AppConfig):
 
 def _write_down(sender: Any, using: str, **kwargs: Any) -> None:
     from . import scheduler, services
+    from .models import Job
 
+    if Job._meta.db_table not in connections[using].introspection.table_names():
+        return  # Migrated back to nothing.
     services.sync(using=using)
     scheduler.reconcile(using=using)

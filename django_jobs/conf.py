@@ -49,8 +49,10 @@ class Conf:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Defaults, name):
             raise AttributeError(f"DJANGO_JOBS has no setting {name!r}")
-        host = getattr(settings, "DJANGO_JOBS", None) or {}
-        value = host.get(name, getattr(Defaults, name))
+        host = getattr(settings, "DJANGO_JOBS", None)
+        value = getattr(Defaults, name)
+        if isinstance(host, dict):  # Anything else is ignored here, so that ``checks`` gets to report it.
+            value = host.get(name, value)
         # Kept until the settings change: the hot path reads these for every run.
         self.__dict__[name] = value
         return value

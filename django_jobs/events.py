@@ -15,11 +15,12 @@ from django.db import connections, router, transaction
 
 from . import clock, payloads, registry, signals, wakeup
 from .conf import conf
-from .exceptions import InvalidEvent
+from .exceptions import InvalidEvent, words
 from .models import Event, Run, RunStatus
 from .models.event import digest
 from .models.fields import uuid7
 from .models.sql import adapt
+from .outage import outlast
 from .triggers import EventTrigger, check_event_name
 
 #: The event behind a run that was started by hand; names under ``django_jobs/`` are the engine's own.
@@ -58,6 +59,10 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
     drafts = [_draft(spec, now) for spec in specs]
     if not drafts:
         return []
+    return outlast(using, lambda: _emit(drafts, using, now), patient=False)
+
+
+def _emit(drafts: Sequence[tuple[Event, str]], using: str, now: datetime) -> list[Event]:
     with _transaction(using):
         events = _insert(drafts, using)
         fresh = list({event.pk: event for event in events if event._state.adding}.values())
@@ -214,7 +219,7 @@ def _runs(event: Event, now: datetime) -> list[Run]:
                 runs.append(_run(job, event, now))
         except Exception as error:
             # A predicate with a bug must lose neither the event nor the other jobs' runs.
-            runs.append(_skipped(job, event, now, f"{type(error).__name__} in its when or priority: {error}"))
+            runs.append(_skipped(job, event, now, f"{type(error).__name__} in its when or priority: {words(error)}"))
     return runs
 
 
@@ -229,11 +234,20 @@ def _run(job: registry.Job, event: Event, now: datetime) -> Run:
         job_id=job.id,
         version=job.version,
         queue=job.queue,
-        priority=job.priority(event) if callable(job.priority) else job.priority,
+        priority=_priority(job, event),
         event=event,
         wake_at=max(event.occurred_at, now),
         queued_at=now,
     )
+
+
+def _priority(job: registry.Job, event: Event) -> int:
+    if not callable(job.priority):
+        return job.priority
+    priority = job.priority(event)
+    if not registry.is_priority(priority):
+        raise TypeError(f"a priority is a whole number of at most 32 bits, not {priority!r}")
+    return priority
 
 
 def _skipped(job: registry.Job, event: Event, now: datetime, reason: str) -> Run:

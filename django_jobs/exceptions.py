@@ -74,6 +74,20 @@ class LeaseLost(JobsError):
     """Another worker has this run now, or it was cancelled."""
 
 
+def words(error: BaseException) -> str:
+    """Return what ``error`` says, as text that every database can keep."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(what it says cannot be printed)"
+    return storable(text)
+
+
+def storable(text: str) -> str:
+    """Return ``text`` with what PostgreSQL cannot keep, NUL and lone surrogates, written out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
 class Interrupt(BaseException):
     """
     End this pass here. Not an ``Exception``, so that a job's ``except Exception`` cannot swallow it.

@@ -51,7 +51,7 @@ class Context:
 
     def cancelled(self) -> bool:
         """Ask the database whether this pass is in vain: cancelled, or taken over. For long steps."""
-        return not self._pass.held().exists()
+        return not self._pass.held.exists()
 
 
 class _ReplayAwareLogger(logging.LoggerAdapter):
@@ -113,7 +113,7 @@ def _execute(current: Pass) -> None:
             _fail(current, _swallowed(current))
         else:
             steps.boundary("before the end")
-            _finish(current.run, current.using, lambda: current.held().complete(output), output=output)
+            _finish(current.run, current.using, lambda: current.held.complete(output), output=output)
 
 
 def _call(current: Pass) -> str:
@@ -139,7 +139,7 @@ def _swallowed(current: Pass) -> NonRetriableError:
 
 
 def _interrupted(current: Pass, interrupt: Interrupt) -> None:
-    run, using, held = current.run, current.using, current.held()
+    run, using, held = current.run, current.using, current.held
     if isinstance(interrupt, HandedBack):
         settled = outlast(using, lambda: Run.objects.using(using).hand_back([(run.pk, run.lease)]))
     elif isinstance(interrupt, Parked) and interrupt.asleep:
@@ -172,7 +172,7 @@ def _record_failure(current: Pass, attempt: int, report: dict, at: datetime | No
     """Move the run and keep its error in one transaction; return 0, and write nothing, if the lease is lost."""
     using, run = current.using, current.run
     with transaction.atomic(using=using):
-        moved = current.held().retry(at, attempt) if at else current.held().fail(report)
+        moved = current.held.retry(at, attempt) if at else current.held.fail(report)
         if moved:
             Attempt.objects.using(using).create(
                 run_id=run.pk, number=attempt, error=report, started_at=run.started_at, finished_at=clock.now()

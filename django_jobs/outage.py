@@ -20,11 +20,12 @@ TRIES = 5
 LONGEST_PAUSE = 2.0
 
 
-def outlast(using: str, write: Callable[[], T]) -> T:
+def outlast(using: str, write: Callable[[], T], *, patient: bool = True) -> T:
     """
     Return ``write()``, called again for as long as the database cannot be reached.
 
-    Inside a transaction the first error is final: what came before in it is gone, and the caller
+    With ``patient=False`` only what a database that is there refuses for once is tried again (a
+    deadlock on MariaDB), which is what suits a web request. Inside a transaction the first error is final: what came before in it is gone, and the caller
     must begin again.
     """
     connection = connections[using]
@@ -39,6 +40,8 @@ def outlast(using: str, write: Callable[[], T]) -> T:
                 tries += 1
                 if tries >= TRIES:
                     raise
+            elif not patient:
+                raise
             elif not away:
                 away = True
                 signals.log_database_away(using, error)

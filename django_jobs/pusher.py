@@ -51,7 +51,7 @@ class Pusher:
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ, None)
         self.bell = wakeup.bell(self.using)
-        self.bell_fd: int | None = None
+        self.bell_line: tuple[int, Any] | None = None
         self.lines: list[Line] = []
         self.draining = self.finished = self.away = False
         self.look = True  # Something may be due.
@@ -90,9 +90,9 @@ class Pusher:
         connections[self.using].close()
 
     def _mute(self) -> None:
-        if self.bell_fd is not None:
-            self.selector.unregister(self.bell_fd)
-            self.bell_fd = None
+        if self.bell_line:
+            self.selector.unregister(self.bell_line[0])
+            self.bell_line = None
 
     # What is done at intervals.
 
@@ -102,6 +102,7 @@ class Pusher:
             services.sync(self.using)
             scheduler.reconcile()
             services.check_clock(self.using)
+            self._bury_the_dead()
             self.reconciled, self.looked_ahead = now, float("-inf")
         if now - self.beaten >= HEARTBEAT:
             self.beat()
@@ -120,6 +121,11 @@ class Pusher:
         workers = Worker.objects.using(self.using)
         if not workers.filter(pk=self.me.pk).update(heartbeat_at=self.me.heartbeat_at, busy=self.me.busy):
             self.me.save(using=self.using, force_insert=True)
+
+    def _bury_the_dead(self) -> None:
+        """Remove the rows of clusters that were killed, once nobody wonders about them any more."""
+        long_ago = clock.now() - timedelta(days=1)
+        Worker.objects.using(self.using).filter(heartbeat_at__lt=long_ago).delete()
 
     def _look_ahead(self) -> None:
         """Learn when the next run, schedule or message is due, once nothing is due now."""
@@ -215,14 +221,14 @@ class Pusher:
         return min(timers)
 
     def _listen(self) -> None:
-        """Watch the descriptor of the connection in use; a new connection has another one."""
-        fd = self.bell.fileno()
-        if fd == self.bell_fd:
+        """Watch the connection in use, which may be another one than the last time."""
+        line = self.bell.line()
+        if line == self.bell_line:
             return
         self._mute()
-        if fd is not None:
-            self.selector.register(fd, selectors.EVENT_READ, self.bell)
-        self.bell_fd = fd
+        if line:
+            self.selector.register(line[0], selectors.EVENT_READ, self.bell)
+        self.bell_line = line
 
     # Lines.
 

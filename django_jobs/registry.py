@@ -138,6 +138,11 @@ def find(job_id: str) -> Job | None:
     return _jobs.get(job_id)
 
 
+def known() -> list[Job]:
+    """List every declared job; no gate is asked."""
+    return list(_jobs.values())
+
+
 def jobs() -> list[Job]:
     """List the registered jobs, those whose gate is open."""
     return [job for job in _jobs.values() if job.closed_by is None]
@@ -199,8 +204,13 @@ def _validate(job: Job) -> None:
         refuse(f"version is a string of 1 to 50 characters, not {job.version!r}.")
     if not isinstance(job.queue, str) or not 1 <= len(job.queue) <= 50:
         refuse(f"queue is a string of 1 to 50 characters, not {job.queue!r}.")
-    if not callable(job.priority) and (isinstance(job.priority, bool) or not isinstance(job.priority, int)):
-        refuse(f"priority is a whole number or a function of the event, not {job.priority!r}.")
+    if not callable(job.priority) and not is_priority(job.priority):
+        refuse(f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}.")
+
+
+def is_priority(value: Any) -> bool:
+    """Tell whether ``value`` is a number that the column of priorities can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
 
 
 def _is_gate(gate: Any) -> bool:

@@ -6,12 +6,13 @@ writes the checkpoint in one fenced statement before it returns: at least once, 
 that. ``atomic`` and ``emit`` put their database writes and the checkpoint in one transaction: exactly once.
 """
 
+import json
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +21,10 @@ from django.db import IntegrityError, connections, transaction
 from . import clock, events, payloads, signals
 from .backoff import Backoff, as_backoff
 from .conf import conf
-from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError
+from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError, storable, words
 from .models import Attempt, Event, Run, Step, StepKind, StepStatus
-from .models.sql import adapt
+from .models.run import Held
+from .models.sql import adapt, instant
 from .outage import outlast
 from .registry import Job
 
@@ -68,9 +70,9 @@ class Pass:
 
     def __post_init__(self) -> None:
         self.attempt = self.run.attempt
-        done = [step for step in self.history.values() if step.status != StepStatus.WAITING]
-        self.newest = max(done, key=lambda step: step.pk).name if done else None
-        self.replaying = bool(done)
+        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
+        self.newest = max(self.history.values(), key=lambda step: step.pk).name if self.history else None
+        self.replaying = bool(self.history)
 
     def end(self, interrupt: Interrupt) -> Interrupt:
         self.interrupt = interrupt
@@ -90,29 +92,30 @@ class Pass:
         step = self.history.get(name)
         if step is None or step.status == StepStatus.WAITING:
             self.replaying = False
-            self._may_work()
+            self._may_work(is_new=step is None)
         if name == self.newest:
             self.replaying = False
         return step or Step(
             run_id=self.run.pk, name=name, kind=kind, status=StepStatus.WAITING, started_at=clock.now()
         )
 
-    def _may_work(self) -> None:
+    def _may_work(self, *, is_new: bool) -> None:
         if self.stopping():
             raise self.end(HandedBack())
-        if len(self.history) >= conf.MAX_STEPS:
+        if is_new and len(self.history) >= conf.MAX_STEPS:
             raise NonRetriableError(
                 f"The run has {conf.MAX_STEPS} steps, the most it may have (MAX_STEPS)."
                 " Start other runs from it for the rest."
             )
 
     def _unique(self, name: str) -> str:
-        if not isinstance(name, str) or not 1 <= len(name) <= 190:
+        if not isinstance(name, str) or not 1 <= len(name) <= 190 or storable(name) != name:
             raise NonRetriableError(f"A step name is a string of 1 to 190 characters, not {name!r}.")
+        return self._numbered(name)
+
+    def _numbered(self, name: str) -> str:
         count = self.used[name] = self.used.get(name, 0) + 1
-        if count == 1:
-            return name
-        return self._unique(f"{name}#{count}")
+        return name if count == 1 else self._numbered(f"{name}#{count}")
 
     # Writing. All of it is fenced by the lease.
 
@@ -144,11 +147,12 @@ class Pass:
         """Start the count of the code between steps anew, and tell the world."""
         if self.attempt:
             self.attempt = 0
-            outlast(self.using, lambda: self.held().update(attempt=0))
+            outlast(self.using, self.held.forget_attempts)
         if signals.step_finished.has_listeners(Step):
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
 
-    def held(self) -> Any:
+    @cached_property
+    def held(self) -> Held:
         return Run.objects.using(self.using).held(self.run)
 
 
@@ -285,7 +289,8 @@ class Steps:
         except IntegrityError:
             # It was committed and only the answer got lost. Nobody else can have written this row
             # while the lease is ours.
-            if known or not self._pass.held().filter(steps__name=step.name).exists():
+            written = Step.objects.using(self._pass.using).filter(run=step.run_id, name=step.name)
+            if known or not (self._pass.held.exists() and written.exists()):
                 raise
             self._pass.history[step.name] = step
 
@@ -350,11 +355,10 @@ _HOPELESS = (NonRetriableError, InvalidEvent, Unserialisable)
 
 def describe(error: BaseException) -> dict[str, str]:
     """Return an error as the rows keep it: ``{"type", "message", "traceback"}``."""
-    lines = traceback.format_exception(error)
-    text = "".join(lines).replace("\0", "\\0")
+    text = storable("".join(traceback.format_exception(error)))
     if isinstance(error, StepError) and error.traceback:
         text = error.traceback
-    return {"type": type(error).__name__, "message": str(error).replace("\0", "\\0"), "traceback": text[-65536:]}
+    return {"type": type(error).__name__, "message": words(error), "traceback": text[-65536:]}
 
 
 def _step_error(step: Step) -> StepError:
@@ -381,37 +385,53 @@ def read_history(run: Run, using: str) -> tuple[Event | None, dict[str, Step]]:
     """
     Read a run's event and checkpoints, in one statement.
 
-    The event comes as the first row, dressed as a step without an id. Primary key of the event;
-    unique index (run, name) of the steps.
+    The event comes as the one row without an id. Primary key of the event; unique index (run, name)
+    of the steps.
     """
     connection = connections[using]
     q = connection.ops.quote_name
     text = "CHAR" if connection.vendor == "mysql" else "TEXT"
     statement = (
-        f"SELECT NULL AS id, name, {q('key')} AS kind, '' AS status, CAST(data AS {text}) AS output, NULL AS error,"  # noqa: S608
-        f" 0 AS attempts, occurred_at AS started_at, received_at AS finished_at, NULL AS wake_at"
+        f"SELECT NULL AS id, name, {q('key')}, '', CAST(data AS {text}), NULL, 0, occurred_at, received_at, NULL"  # noqa: S608
         f" FROM {q(Event._meta.db_table)} WHERE id = %s UNION ALL"
-        f" SELECT id, name, kind, status, output, error, attempts, started_at, finished_at, wake_at"
+        f" SELECT id, name, kind, status, output, CAST(error AS {text}), attempts, started_at, finished_at, wake_at"
         f" FROM {q(Step._meta.db_table)} WHERE run_id = %s"
     )
-    ids = [adapt(connection, run.event_id), adapt(connection, run.pk)]
-    return _split(run, using, Step.objects.raw(statement, ids, using=using))
-
-
-def _split(run: Run, using: str, rows: Iterable[Step]) -> tuple[Event | None, dict[str, Step]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [adapt(connection, run.event_id), adapt(connection, run.pk)])
+        rows = cursor.fetchall()
     event, history = None, {}
     for row in rows:
-        if row.pk is None:
-            event = Event(
-                id=run.event_id,
-                name=row.name,
-                data=row.output,
-                key=row.kind,
-                occurred_at=row.started_at,
-                received_at=row.finished_at,
-            )
-            event._state.adding, event._state.db = False, using
+        if row[0] is None:
+            event = _event(run, connection, row)
         else:
-            row.run_id = run.pk
-            history[row.name] = row
+            history[row[1]] = _step(run, connection, row)
     return event, history
+
+
+def _event(run: Run, connection: Any, row: Sequence[Any]) -> Event:
+    _, name, key, _, data, _, _, occurred_at, received_at, _ = row
+    times = {"occurred_at": instant(connection, occurred_at), "received_at": instant(connection, received_at)}
+    event = Event(id=run.event_id, name=name, key=key, data=payloads.loads(data), **times)
+    event._state.adding, event._state.db = False, connection.alias
+    return event
+
+
+def _step(run: Run, connection: Any, row: Sequence[Any]) -> Step:
+    pk, name, kind, status, output, error, attempts, *times = row
+    started_at, finished_at, wake_at = (instant(connection, time) for time in times)
+    step = Step(
+        id=pk,
+        run_id=run.pk,
+        name=name,
+        kind=kind,
+        status=status,
+        output=None if output is None else payloads.loads(output),
+        error=None if error is None else json.loads(error),
+        attempts=attempts,
+        started_at=started_at,
+        finished_at=finished_at,
+        wake_at=wake_at,
+    )
+    step._state.adding, step._state.db = False, connection.alias
+    return step

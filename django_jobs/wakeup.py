@@ -46,7 +46,8 @@ class Bell:
     def __init__(self, using: str) -> None:
         self.using = using
 
-    def fileno(self) -> int | None:
+    def line(self) -> tuple[int, Any] | None:
+        """Return the descriptor to wait on, and whose it is: a new connection may have the old one's number."""
         return None
 
     def rung(self) -> bool:
@@ -70,15 +71,15 @@ class ListenBell(Bell):
         self._listening: Any = None
         self._again_at = 0.0
 
-    def fileno(self) -> int | None:
-        """Listen on the connection now in use and return its descriptor."""
+    def line(self) -> tuple[int, Any] | None:
+        """Listen on the connection now in use."""
         wrapper = connections[self.using]
         wrapper.ensure_connection()
         if wrapper.connection is not self._listening:
             with wrapper.cursor() as cursor:
                 cursor.execute(f"LISTEN {CHANNEL}")
             self._listening = wrapper.connection
-        return self._listening.fileno()
+        return self._listening.fileno(), self._listening
 
     def rung(self) -> bool:
         now = time.monotonic()

@@ -3,10 +3,12 @@ What every test gets: the database the environment names, no skips in CI, no dea
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import hypothesis
 import pytest
-from django.db import connection
+from django.db import connection, connections
 
 pytest_plugins = ["tests.noskip"]
 
@@ -26,3 +28,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_for_another_database(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("only_on")
     return mark is not None and connection.vendor not in mark.args
+
+
+@pytest.fixture
+def bare_registry(monkeypatch):
+    """Only the jobs that the test itself declares, forgotten afterwards."""
+    from django_jobs import registry
+    from django_jobs.models import claim
+
+    monkeypatch.setattr(registry, "_jobs", {})
+    monkeypatch.setattr(registry, "_by_event", None)
+    claim.forget()
+
+
+@pytest.fixture
+def at_once():
+    """Call a function in some threads that start together, each with connections of its own."""
+
+    def call(work, threads=4):
+        together = Barrier(threads)
+
+        def one(_):
+            together.wait()
+            try:
+                return work()
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(one, range(threads)))
+
+    return call

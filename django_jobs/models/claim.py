@@ -5,8 +5,10 @@ The index is (queue, priority, wake_at). Reading it in the order of its second a
 many sleepers needs one look per (queue, priority), so the statement first hops from one such pair to
 the next below it (a loose index scan, wiki.postgresql.org/wiki/Loose_indexscan), which costs one probe
 each however many runs sleep there, and then takes from each pair, highest priority first, what is due.
+Queues of one priority come in random order, so that a full one does not starve the others.
 """
 
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -57,7 +59,7 @@ _GRADES = {
 _CLAIM = {
     "postgresql": """
 WITH RECURSIVE grade(queue, priority) AS ({grades}), due AS MATERIALIZED (
-  SELECT found.id FROM (SELECT * FROM grade WHERE {queues} ORDER BY priority DESC) grade
+  SELECT found.id FROM (SELECT * FROM grade WHERE {queues} ORDER BY priority DESC, random()) grade
   CROSS JOIN LATERAL (
     SELECT id FROM {table}
     WHERE queue = grade.queue AND priority = grade.priority AND wake_at <= {now} AND job_id IN ({jobs})
@@ -161,7 +163,7 @@ _seen: dict[str, tuple[float, list[tuple[str, int]]]] = {}
 
 def _grades(runs: Any, queues: Sequence[str] | None) -> list[tuple[str, int]]:
     """
-    List the (queue, priority) pairs in use, highest priority first.
+    List the (queue, priority) pairs in use, highest priority first and queues in random order.
 
     Kept for a second: a claim then takes two statements, and a run of a priority never seen before
     waits that much longer. DISTINCT over an index prefix is a loose index scan in MariaDB.
@@ -169,9 +171,10 @@ def _grades(runs: Any, queues: Sequence[str] | None) -> list[tuple[str, int]]:
     read_at, grades = _seen.get(runs.db, (0.0, []))
     if time.monotonic() - read_at > 1 or not grades:
         pairs = runs.model.objects.using(runs.db).order_by().values_list("queue", "priority").distinct()
-        grades = sorted(pairs, key=lambda pair: -pair[1])
+        grades = list(pairs)
         _seen[runs.db] = time.monotonic(), grades
-    return [pair for pair in grades if not queues or pair[0] in queues]
+    wanted = [pair for pair in grades if not queues or pair[0] in queues]
+    return sorted(wanted, key=lambda pair: (-pair[1], random.random()))  # noqa: S311
 
 
 def forget() -> None:

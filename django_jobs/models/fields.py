@@ -57,10 +57,10 @@ class PayloadField(models.TextField):
 
 
 class NameField(models.CharField):
-    """A CharField that tells "a" from "A" on MariaDB too, whose default collation does not."""
+    """A CharField that tells "a" from "A" and from "a " on MariaDB and MySQL too."""
 
     def db_parameters(self, connection: Any) -> Any:
         parameters = super().db_parameters(connection)
         if connection.vendor == "mysql":
-            parameters["collation"] = "utf8mb4_bin"
+            parameters["collation"] = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
         return parameters

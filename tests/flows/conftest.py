@@ -1,0 +1,59 @@
+"""What every flow gets: a registry of its own, and two ledgers of what really happened."""
+
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import Group
+from django.test.utils import override_settings
+
+
+@pytest.fixture(autouse=True)
+def _alone(bare_registry):
+    """No job but the test's own."""
+
+
+class Ledger(list):
+    """What happened in the world outside the database: nothing takes it back."""
+
+    def note(self, what, result=None):
+        self.append(what)
+        return result
+
+
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+class Rows:
+    """What happened in the database: a row each time."""
+
+    def add(self, what):
+        Group.objects.create(name=f"{what} {uuid4()}")
+        return what
+
+    def names(self):
+        return [name.rsplit(" ", 1)[0] for name in Group.objects.order_by("pk").values_list("name", flat=True)]
+
+    def clear(self):
+        Group.objects.all().delete()
+
+
+@pytest.fixture
+def rows():
+    return Rows()
+
+
+@pytest.fixture
+def flags():
+    """Set feature flags for the rest of the test: ``flags({"payment": {"enabled": False}})``."""
+    overrides = []
+
+    def set_to(tree):
+        override = override_settings(DJANGO_JOBS={"FLAGS": tree})
+        override.enable()
+        overrides.append(override)
+
+    yield set_to
+    for override in reversed(overrides):
+        override.disable()
