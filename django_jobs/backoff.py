@@ -94,7 +94,10 @@ class ComputedDelay:
         return delay
 
 
-def as_backoff(value: Any) -> Backoff | FixedDelays | ComputedDelay:
+AnyBackoff = Backoff | FixedDelays | ComputedDelay
+
+
+def as_backoff(value: Any) -> AnyBackoff:
     """Return what ``backoff=`` was given as something that has ``delay``, or raise ``InvalidJob``."""
     if isinstance(value, Backoff | FixedDelays | ComputedDelay):
         return value

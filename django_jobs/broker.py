@@ -37,7 +37,9 @@ class Outlook(NamedTuple):
 class RunBroker(ORM):
     """Serve due runs, and the ordinary messages of the cluster ``django_jobs``."""
 
-    def __init__(self, list_key: str | None = None, queues: Sequence[str] | None = None, worker: str = "") -> None:
+    def __init__(
+        self, list_key: str | None = None, queues: Sequence[str] | None = None, worker: str = ""
+    ) -> None:
         super().__init__(list_key or CLUSTER)
         self.queues = list(queues) if queues else None
         self.worker = worker or socket.gethostname()
@@ -69,7 +71,9 @@ class RunBroker(ORM):
 
     def messages(self, slots: int) -> list[tuple[int, str]]:
         """Take ordinary django-q2 messages, as django-q2's own broker does: the UPDATE's count decides."""
-        waiting = OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=timezone.now()).order_by("id")
+        waiting = (
+            OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=timezone.now()).order_by("id")
+        )
         taken = []
         for message in waiting[:slots]:
             mine = OrmQ.objects.using(Conf.ORM).filter(pk=message.pk, lock=message.lock)
@@ -100,10 +104,11 @@ class RunBroker(ORM):
         statement, parameters = claim.next_wake(Run.objects.using(using), self.queues)
         if using == router.db_for_write(Schedule) == (Conf.ORM or "default"):
             quote = connections[using].ops.quote_name
+            schedules, mail_table = quote(Schedule._meta.db_table), quote(OrmQ._meta.db_table)
             statement = (
                 f"SELECT ({statement}),"  # noqa: S608 (names only)
-                f" (SELECT MIN(next_run) FROM {quote(Schedule._meta.db_table)} WHERE cluster = %s AND repeats <> 0),"
-                f" (SELECT MIN(id) FROM {quote(OrmQ._meta.db_table)} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
+                f" (SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0),"
+                f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
             )
             run, schedule, mail = _one_row(using, statement, [*parameters, CLUSTER, self.list_key, now])
         else:

@@ -115,7 +115,9 @@ def _cluster_name() -> Iterator[CheckMessage]:
     host = getattr(settings, "Q_CLUSTER", None) or {}
     if host.get("name") == CLUSTER:
         what = f'Q_CLUSTER["name"] is "{CLUSTER}", the name of the cluster that runjobs is.'
-        hint = "Give yours another name: a qcluster of this name would take the messages and crons of runjobs."
+        hint = (
+            "Give yours another name: a qcluster of this name would take the messages and crons of runjobs."
+        )
         yield Error(what, hint=hint, id="django_jobs.E007")
 
 

@@ -72,6 +72,7 @@ class Guard(Sentinel):
         super().__init__(multiprocessing.Event(), multiprocessing.Event(), uuid4(), broker, start=False)
         self.pulse = RawValue("d", time.monotonic())
         self.pool_size = options.workers
+        self.pool: list[Any]
         self.start()
 
     def start(self) -> None:

@@ -24,7 +24,8 @@ from .outage import outlast
 from .triggers import EventTrigger, check_event_name
 
 #: The event behind a run that was started by hand; names under ``django_jobs/`` are the engine's own.
-STARTED = "django_jobs/job.started"
+OWN = "django_jobs/"
+STARTED = f"{OWN}job.started"
 
 #: Rows of one INSERT; databases limit the parameters of a statement.
 BATCH = 1000
@@ -47,7 +48,8 @@ def emit(name: str, data: dict | None = None, *, key: str | None = None, at: dat
     In the caller's transaction: event, runs and the change that caused them commit together or not
     at all. With a ``key`` already seen under this name (within ``EVENT_KEY_HOURS``) nothing is
     written and the first event comes back. ``at`` in the future holds the runs until then. Raises
-    ``InvalidEvent`` for a name, key or time that will not do, ``TypeError`` naming the path for data that is not JSON.
+    ``InvalidEvent`` for a name, key or time that will not do, and ``TypeError`` naming the path for
+    data that is not JSON.
     """
     return emit_many([EventSpec(name, data, key, at)])[0]
 
@@ -115,6 +117,10 @@ def _finish(using: str, events: Sequence[Event], runs: Sequence[Run]) -> None:
 def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event, str]:
     if not own:
         check_event_name(spec.name)
+        if spec.name.startswith(OWN):
+            raise InvalidEvent(
+                f'Event names under "{OWN}" are the engine\'s own; choose another for "{spec.name}".'
+            )
     where = f'event "{spec.name}"'
     data = {} if spec.data is None else spec.data
     if not isinstance(data, dict):
@@ -175,7 +181,15 @@ def _insert_batch(drafts: Sequence[tuple[Event, str]], using: str) -> int:
         statement = f"INSERT {into}{rows} ON CONFLICT (digest) DO NOTHING"
     parameters: list[Any] = []
     for event, encoded in drafts:
-        values = (event.pk, event.name, encoded, event.key, event.digest, event.occurred_at, event.received_at)
+        values = (
+            event.pk,
+            event.name,
+            encoded,
+            event.key,
+            event.digest,
+            event.occurred_at,
+            event.received_at,
+        )
         parameters += [adapt(connection, value) for value in values]
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
@@ -219,7 +233,9 @@ def _runs(event: Event, now: datetime) -> list[Run]:
                 runs.append(_run(job, event, now))
         except Exception as error:
             # A predicate with a bug must lose neither the event nor the other jobs' runs.
-            runs.append(_skipped(job, event, now, f"{type(error).__name__} in its when or priority: {words(error)}"))
+            runs.append(
+                _skipped(job, event, now, f"{type(error).__name__} in its when or priority: {words(error)}")
+            )
     return runs
 
 
@@ -257,7 +273,9 @@ def _skipped(job: registry.Job, event: Event, now: datetime, reason: str) -> Run
     return run
 
 
-async def aemit(name: str, data: dict | None = None, *, key: str | None = None, at: datetime | None = None) -> Event:
+async def aemit(
+    name: str, data: dict | None = None, *, key: str | None = None, at: datetime | None = None
+) -> Event:
     """Await ``emit``."""
     return await sync_to_async(emit)(name, data, key=key, at=at)
 

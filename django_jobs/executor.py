@@ -9,16 +9,17 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 from django.db import router, transaction
 
-from . import clock, payloads, registry, signals, steps
+from . import clock, passes, payloads, registry, signals
 from .conf import conf
 from .exceptions import Interrupt, NonRetriableError, StepError
-from .models import Attempt, Event, Run
+from .history import describe, read_history
+from .models import Attempt, Event, Run, Step
 from .outage import outlast
-from .steps import HandedBack, Lost, Parked, Pass, Steps, describe, next_try, read_history
+from .passes import HandedBack, Lost, Parked, Pass
+from .steps import Steps, next_try
 
 
 class Context:
@@ -35,7 +36,7 @@ class Context:
         #: The instant a cron trigger fired for; None when an event started the run.
         self.scheduled_for: datetime | None = current.run.scheduled_for
         #: The start of the run, the same in every pass.
-        self.now: datetime = current.run.started_at
+        self.now: datetime = current.run.started_at or clock.now()
 
     @property
     def attempt(self) -> int:
@@ -74,7 +75,7 @@ def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
     job = registry.find(run.job_id)
     held = Run.objects.using(using).held(run)
     if job is None:
-        outlast(using, lambda: Run.objects.using(using).hand_back([(run.pk, run.lease)]))
+        outlast(using, lambda: Run.objects.using(using).hand_back([run.hold]))
     elif flag := job.closed_by:
         _finish(run, using, lambda: held.skip(f"The gate {flag} is off."))
     elif run.crashes >= conf.MAX_CRASHES:
@@ -84,12 +85,15 @@ def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
 
 
 def _crashed(run: Run) -> dict[str, str]:
-    message = f"The run took its worker down {run.crashes} times in a row (MAX_CRASHES is {conf.MAX_CRASHES})."
+    message = (
+        f"The run took its worker down {run.crashes} times in a row (MAX_CRASHES is {conf.MAX_CRASHES})."
+    )
     return {"type": "WorkerCrashed", "message": message, "traceback": ""}
 
 
 def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool]) -> Pass:
-    event, history = None, {}
+    event: Event | None = None
+    history: dict[str, Step] = {}
     if run.event_id or run.passes > 1:
         event, history = outlast(using, lambda: read_history(run, using))
     if run.passes == 1 and signals.run_started.has_listeners(Run):
@@ -112,7 +116,7 @@ def _execute(current: Pass) -> None:
         if current.interrupt:
             _fail(current, _swallowed(current))
         else:
-            steps.boundary("before the end")
+            passes.boundary("before the end")
             _finish(current.run, current.using, lambda: current.held.complete(output), output=output)
 
 
@@ -141,9 +145,9 @@ def _swallowed(current: Pass) -> NonRetriableError:
 def _interrupted(current: Pass, interrupt: Interrupt) -> None:
     run, using, held = current.run, current.using, current.held
     if isinstance(interrupt, HandedBack):
-        settled = outlast(using, lambda: Run.objects.using(using).hand_back([(run.pk, run.lease)]))
+        settled = outlast(using, lambda: Run.objects.using(using).hand_back([run.hold]))
     elif isinstance(interrupt, Parked) and interrupt.asleep:
-        steps.boundary("before sleeping")
+        passes.boundary("before sleeping")
         settled = outlast(using, lambda: held.sleep(interrupt.until))
     elif isinstance(interrupt, Parked):
         settled = outlast(using, lambda: held.retry(interrupt.until, current.attempt))
@@ -175,7 +179,11 @@ def _record_failure(current: Pass, attempt: int, report: dict, at: datetime | No
         moved = current.held.retry(at, attempt) if at else current.held.fail(report)
         if moved:
             Attempt.objects.using(using).create(
-                run_id=run.pk, number=attempt, error=report, started_at=run.started_at, finished_at=clock.now()
+                run_id=run.pk,
+                number=attempt,
+                error=report,
+                started_at=current.started_at,
+                finished_at=clock.now(),
             )
     return moved
 

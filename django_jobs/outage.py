@@ -25,8 +25,8 @@ def outlast(using: str, write: Callable[[], T], *, patient: bool = True) -> T:
     Return ``write()``, called again for as long as the database cannot be reached.
 
     With ``patient=False`` only what a database that is there refuses for once is tried again (a
-    deadlock on MariaDB), which is what suits a web request. Inside a transaction the first error is final: what came before in it is gone, and the caller
-    must begin again.
+    deadlock on MariaDB), which is what suits a web request. Inside a transaction the first error is
+    final: what came before in it is gone, and the caller must begin again.
     """
     connection = connections[using]
     pause, tries, away = 0.1, 0, False

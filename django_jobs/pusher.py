@@ -41,7 +41,9 @@ class Line:
 
 
 class Pusher:
-    def __init__(self, broker: RunBroker, control: socket.socket, *, me: Worker, once: bool, pulse: Any) -> None:
+    def __init__(
+        self, broker: RunBroker, control: socket.socket, *, me: Worker, once: bool, pulse: Any
+    ) -> None:
         self.broker = broker
         self.control = control
         self.me = me
@@ -165,7 +167,7 @@ class Pusher:
     def _send(self, run: Run) -> None:
         line = self._freest()
         line.free -= 1
-        line.in_hand[run.pk] = run.lease
+        line.in_hand.update([run.hold])
         self._say(line, run)
 
     def _say(self, line: Line, message: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from django.utils.module_loading import autodiscover_modules
 
 from . import flags
-from .backoff import Backoff, as_backoff
+from .backoff import AnyBackoff, Backoff, as_backoff
 from .conf import conf
 from .exceptions import InvalidJob, JobNotFound
 from .triggers import CronTrigger, EventTrigger, candidates
@@ -37,7 +37,7 @@ class Job:
     group: str = ""
     gate: flags.Gate = None
     retries: int = 4
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: AnyBackoff = field(default_factory=Backoff)
     version: str = "1"
     queue: str = "default"
     priority: int | Callable[[Any], int] = 0
@@ -194,7 +194,7 @@ def _validate(job: Job) -> None:
     for trigger in job.triggers:
         if not isinstance(trigger, EventTrigger | CronTrigger):
             refuse(f"{trigger!r} is not a trigger; use on(...) or cron(...).")
-    if len({str(trigger) for trigger in job.triggers}) < len(job.triggers):
+    if len(set(map(_identity, job.triggers))) < len(job.triggers):
         refuse("the same trigger is given twice.")
     if isinstance(job.retries, bool) or not isinstance(job.retries, int) or not 0 <= job.retries <= 1000:
         refuse(f"retries is a whole number from 0 to 1000, not {job.retries!r}.")
@@ -205,12 +205,19 @@ def _validate(job: Job) -> None:
     if not isinstance(job.queue, str) or not 1 <= len(job.queue) <= 50:
         refuse(f"queue is a string of 1 to 50 characters, not {job.queue!r}.")
     if not callable(job.priority) and not is_priority(job.priority):
-        refuse(f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}.")
+        refuse(
+            f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}."
+        )
 
 
 def is_priority(value: Any) -> bool:
     """Tell whether ``value`` is a number that the column of priorities can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
+def _identity(trigger: Trigger) -> Any:
+    # A cron's slots are unique by its key, whatever its other options.
+    return trigger.key if isinstance(trigger, CronTrigger) else trigger
 
 
 def _is_gate(gate: Any) -> bool:

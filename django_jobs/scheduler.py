@@ -13,7 +13,6 @@ from typing import Any
 
 from django.db import connections, router
 from django.db.models import Min
-from django.utils.dateparse import parse_datetime
 from django_q.models import Schedule
 
 from . import clock, registry, signals, wakeup
@@ -38,7 +37,7 @@ def fire(job_id: str, trigger: str, scheduled_for: datetime | str) -> str | None
 
     This is the function the Schedule rows name, so that django-q2's own scheduler and admin can fire them too.
     """
-    slot = parse_datetime(scheduled_for) if isinstance(scheduled_for, str) else scheduled_for
+    slot = datetime.fromisoformat(scheduled_for) if isinstance(scheduled_for, str) else scheduled_for
     job = registry.get(job_id)
     cron = next(cron for cron in job.crons if cron.key == trigger)
     runs = _start(job, cron, [slot.astimezone(UTC)])

@@ -1,8 +1,8 @@
 """
 The verbs of people: what the command line, the admin and host code do to runs and jobs.
 
-They go by what the database says happened, not by what an instance in memory looks like: an impossible verb raises
-``InvalidVerb`` saying why, and changes nothing.
+They go by what the database says happened, not by what an instance in memory looks like: an
+impossible verb raises ``InvalidVerb`` saying why, and changes nothing.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def cancel(run: Run | UUID | str, reason: str = "") -> Run:
     A step in hand is not interrupted; what it returns is discarded, because the lease is gone.
     """
     run = find_run(run)
-    using = run._state.db
+    using = router.db_for_write(Run)
     if not Run.objects.using(using).filter(pk=run.pk).cancel(reason[:500]):
         raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only an open run can be cancelled.")
     run = find_run(run)
@@ -55,7 +55,7 @@ def retry(run: Run | UUID | str) -> Run:
     it is. The job must be known: a run of a removed one would wait for ever.
     """
     run = find_run(run)
-    using = run._state.db
+    using = router.db_for_write(Run)
     registry.get(run.job_id)
     with transaction.atomic(using=using):
         if not Run.objects.using(using).filter(pk=run.pk).requeue():
@@ -73,7 +73,18 @@ def sync(using: str | None = None) -> None:
         return
     now = clock.now()
     rows = [_row(job, closed_by, now) for job, closed_by in registry.declared()]
-    changing = ["group", "triggers", "gate", "closed_by", "doc", "version", "retries", "queue", "declared", "synced_at"]
+    changing = [
+        "group",
+        "triggers",
+        "gate",
+        "closed_by",
+        "doc",
+        "version",
+        "retries",
+        "queue",
+        "declared",
+        "synced_at",
+    ]
     with transaction.atomic(using=using):
         jobs = Job.objects.using(using)
         jobs.bulk_create(rows, update_conflicts=True, update_fields=changing, **_unique(using))
@@ -142,7 +153,8 @@ def prune(before: datetime | None = None) -> dict[str, int]:
     return {
         "runs": sum(_delete_runs(batch, using) for batch in _batches(old_runs)),
         "events": sum(
-            Event.objects.using(using).filter(unused, pk__in=batch)._raw_delete(using) for batch in _batches(old_events)
+            Event.objects.using(using).filter(unused, pk__in=batch)._raw_delete(using)
+            for batch in _batches(old_events)
         ),
     }
 

@@ -152,8 +152,9 @@ def log_not_renewed(runs: int, error: Exception) -> None:
     logger.warning("the leases of %s run(s) could not be renewed: %s", runs, str(error).strip())
 
 
-def log_pass_broken(message: Any) -> None:
-    logger.exception("a pass of %s broke off; its lease runs out and the run is taken up again", message)
+def log_pass_broken(message: Any, error: Exception) -> None:
+    words = "a pass of %s broke off; its lease runs out and the run is taken up again"
+    logger.error(words, message, exc_info=error)
 
 
 def log_replaced(part: str, pid: int, exitcode: int | None) -> None:
@@ -166,3 +167,7 @@ def log_replaced(part: str, pid: int, exitcode: int | None) -> None:
 
 def log_stuck(part: str, pid: int) -> None:
     logger.error("%s %s no longer answers; it is killed and replaced", part, pid)
+
+
+def log_backoff_broken(error: Exception) -> None:
+    logger.error("a job's own backoff failed; the default one takes its place", exc_info=error)

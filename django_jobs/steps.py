@@ -6,160 +6,31 @@ writes the checkpoint in one fenced statement before it returns: at least once, 
 that. ``atomic`` and ``emit`` put their database writes and the checkpoint in one transaction: exactly once.
 """
 
-import json
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timedelta
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from uuid import UUID
 
 from django.db import IntegrityError, connections, transaction
 
-from . import clock, events, payloads, signals
-from .backoff import Backoff, as_backoff
+from . import clock, events, passes, payloads, signals
+from .backoff import AnyBackoff, Backoff, as_backoff
 from .conf import conf
-from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError, storable, words
-from .models import Attempt, Event, Run, Step, StepKind, StepStatus
-from .models.run import Held
-from .models.sql import adapt, instant
+from .exceptions import InvalidEvent, NonRetriableError, RetryAfter, StepError
+from .history import describe
+from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
-from .registry import Job
-
-#: Called at each boundary of a checkpoint; the testing kit lets a worker die there.
-boundary: Callable[[str], None] = lambda moment: None  # noqa: E731
-
-
-class Parked(Interrupt):
-    """The pass is over: the run sleeps, or waits for its next attempt, until ``until``."""
-
-    def __init__(self, step: str, until: datetime, *, asleep: bool) -> None:
-        super().__init__(step)
-        self.step, self.until, self.asleep = step, until, asleep
-
-
-class HandedBack(Interrupt):
-    """The worker is stopping: another one goes on from here."""
-
-
-class Lost(Interrupt):
-    """Another worker holds the run's lease now, or the run was cancelled."""
-
-
-@dataclass
-class Pass:
-    """What one pass of a run knows: its history, how far it came, and whether it must end."""
-
-    run: Run
-    job: Job
-    using: str
-    event: Event | None = None
-    history: dict[str, Step] = field(default_factory=dict)
-    stopping: Callable[[], bool] = bool
-    #: Failed tries of the code between steps since the last checkpoint.
-    attempt: int = 0
-    #: The interrupt that was raised. A step called after it shows that the job swallowed it.
-    interrupt: Interrupt | None = None
-    swallowed: bool = False
-    inside: str | None = None
-    replaying: bool = False
-    used: dict[str, int] = field(default_factory=dict)
-    newest: str | None = None
-
-    def __post_init__(self) -> None:
-        self.attempt = self.run.attempt
-        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
-        self.newest = max(self.history.values(), key=lambda step: step.pk).name if self.history else None
-        self.replaying = bool(self.history)
-
-    def end(self, interrupt: Interrupt) -> Interrupt:
-        self.interrupt = interrupt
-        return interrupt
-
-    def visit(self, name: str, kind: StepKind) -> Step:
-        """Return the step of this name, from the history or new; refuse what no job may do here."""
-        name = self._unique(name)
-        if self.interrupt:
-            self.swallowed = True
-            raise self.interrupt
-        if self.inside:
-            raise NonRetriableError(
-                f'Step "{name}" is called inside step "{self.inside}". A step cannot hold another:'
-                " call it from the job itself, one after the other."
-            )
-        step = self.history.get(name)
-        if step is None or step.status == StepStatus.WAITING:
-            self.replaying = False
-            self._may_work(is_new=step is None)
-        if name == self.newest:
-            self.replaying = False
-        return step or Step(
-            run_id=self.run.pk, name=name, kind=kind, status=StepStatus.WAITING, started_at=clock.now()
-        )
-
-    def _may_work(self, *, is_new: bool) -> None:
-        if self.stopping():
-            raise self.end(HandedBack())
-        if is_new and len(self.history) >= conf.MAX_STEPS:
-            raise NonRetriableError(
-                f"The run has {conf.MAX_STEPS} steps, the most it may have (MAX_STEPS)."
-                " Start other runs from it for the rest."
-            )
-
-    def _unique(self, name: str) -> str:
-        if not isinstance(name, str) or not 1 <= len(name) <= 190 or storable(name) != name:
-            raise NonRetriableError(f"A step name is a string of 1 to 190 characters, not {name!r}.")
-        return self._numbered(name)
-
-    def _numbered(self, name: str) -> str:
-        count = self.used[name] = self.used.get(name, 0) + 1
-        return name if count == 1 else self._numbered(f"{name}#{count}")
-
-    # Writing. All of it is fenced by the lease.
-
-    def record(self, step: Step, text: str | None) -> None:
-        """Write the checkpoint of ``step``, in whatever transaction there is; end the pass if the lease is lost."""
-        boundary(f"before {step.name}")
-        steps, lease = Step.objects.using(self.using), self.run.lease
-        if step.pk is None:
-            written = steps.checkpoint(step, lease, text)
-        elif step.kind == StepKind.SLEEP:
-            written = steps.resume(step, lease, text)
-        else:
-            with self.fence():
-                written = steps.resume(step, lease, text)
-        if not written:
-            raise self.end(Lost())
-        self.history[step.name] = step
-        boundary(f"after {step.name}")
-
-    @contextmanager
-    def fence(self) -> Iterator[None]:
-        """Open a transaction that holds the run's row: ours when it begins, and so until it ends."""
-        with transaction.atomic(using=self.using):
-            if not Run.objects.using(self.using).renew([(self.run.pk, self.run.lease)]):
-                raise self.end(Lost())
-            yield
-
-    def progressed(self, step: Step) -> None:
-        """Start the count of the code between steps anew, and tell the world."""
-        if self.attempt:
-            self.attempt = 0
-            outlast(self.using, self.held.forget_attempts)
-        if signals.step_finished.has_listeners(Step):
-            signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
-
-    @cached_property
-    def held(self) -> Held:
-        return Run.objects.using(self.using).held(self.run)
+from .passes import Parked, Pass
 
 
 class Steps:
     """The step tools of a job, ``ctx.step``."""
 
-    def __init__(self, current: Pass, *, retries: int | None = None, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, current: Pass, *, retries: int | None = None, backoff: AnyBackoff | None = None
+    ) -> None:
         self._pass = current
         self._retries = current.job.retries if retries is None else retries
         self._backoff = backoff or current.job.backoff
@@ -194,7 +65,13 @@ class Steps:
         return self._perform(name, StepKind.ATOMIC, partial(fn, *args, **kwargs))
 
     def emit(
-        self, name: str, event: str, data: dict | None = None, *, key: str | None = None, at: datetime | None = None
+        self,
+        name: str,
+        event: str,
+        data: dict | None = None,
+        *,
+        key: str | None = None,
+        at: datetime | None = None,
     ) -> UUID:
         """Emit an event exactly once: it commits with this step's checkpoint. Return the event's id."""
         return self._perform(name, StepKind.EMIT, lambda: events.emit(event, data, key=key, at=at).pk)
@@ -256,7 +133,7 @@ class Steps:
             text = self._call(step, work)
             _done(step, number)
             self._pass.record(step, text)
-        boundary(f"committed {step.name}")
+        passes.boundary(f"committed {step.name}")
         return text
 
     def _call(self, step: Step, work: Callable[[], Any]) -> str:
@@ -300,7 +177,9 @@ class Steps:
         """Record the failed attempt; park the run until the next one, or raise ``StepError`` if it was the last."""
         current, known = self._pass, step.pk
         cause = error.cause if isinstance(error, Unserialisable) else error
-        hopeless = isinstance(error, _HOPELESS) or (step.kind == StepKind.EMIT and isinstance(error, TypeError))
+        hopeless = isinstance(error, _HOPELESS) or (
+            step.kind == StepKind.EMIT and isinstance(error, TypeError)
+        )
         final = hopeless or number > self._retries
         step.attempts, step.error = number, describe(cause)
         step.status = StepStatus.FAILED if final else StepStatus.WAITING
@@ -310,13 +189,14 @@ class Steps:
         if final:
             current.progressed(step)
             raise _step_error(step) from cause
-        wait = (step.wake_at - clock.now()).total_seconds()
+        again_at = cast(datetime, step.wake_at)
+        wait = (again_at - clock.now()).total_seconds()
         signals.log_retry(current.run, error=step.error, wait=wait, step=step.name)
-        raise current.end(Parked(step.name, step.wake_at, asleep=False))
+        raise current.end(Parked(step.name, again_at, asleep=False))
 
     def _record_failure(self, step: Step, known: int | None, started: datetime) -> None:
         current = self._pass
-        boundary(f"before failure of {step.name}")
+        passes.boundary(f"before failure of {step.name}")
         with current.fence():
             if known:
                 Step.objects.using(current.using).resume(step, current.run.lease, None)
@@ -333,7 +213,7 @@ class Steps:
                 finished_at=clock.now(),
             )
         current.history[step.name] = step
-        boundary(f"after failure of {step.name}")
+        passes.boundary(f"after failure of {step.name}")
 
 
 def _done(step: Step, number: int) -> None:
@@ -353,14 +233,6 @@ class Unserialisable(Exception):
 _HOPELESS = (NonRetriableError, InvalidEvent, Unserialisable)
 
 
-def describe(error: BaseException) -> dict[str, str]:
-    """Return an error as the rows keep it: ``{"type", "message", "traceback"}``."""
-    text = storable("".join(traceback.format_exception(error)))
-    if isinstance(error, StepError) and error.traceback:
-        text = error.traceback
-    return {"type": type(error).__name__, "message": words(error), "traceback": text[-65536:]}
-
-
 def _step_error(step: Step) -> StepError:
     error = step.error or {}
     return StepError(
@@ -372,66 +244,14 @@ def _step_error(step: Step) -> StepError:
     )
 
 
-def next_try(error: BaseException, backoff: Backoff, attempt: int) -> datetime:
+def next_try(error: BaseException, backoff: AnyBackoff, attempt: int) -> datetime:
     """Return when to try again: when the error says, else by the back-off."""
     if isinstance(error, RetryAfter):
         return error.delay if isinstance(error.delay, datetime) else clock.now() + error.delay
-    return clock.now() + backoff.delay(attempt)
-
-
-
-
-def read_history(run: Run, using: str) -> tuple[Event | None, dict[str, Step]]:
-    """
-    Read a run's event and checkpoints, in one statement.
-
-    The event comes as the one row without an id. Primary key of the event; unique index (run, name)
-    of the steps.
-    """
-    connection = connections[using]
-    q = connection.ops.quote_name
-    text = "CHAR" if connection.vendor == "mysql" else "TEXT"
-    statement = (
-        f"SELECT NULL AS id, name, {q('key')}, '', CAST(data AS {text}), NULL, 0, occurred_at, received_at, NULL"  # noqa: S608
-        f" FROM {q(Event._meta.db_table)} WHERE id = %s UNION ALL"
-        f" SELECT id, name, kind, status, output, CAST(error AS {text}), attempts, started_at, finished_at, wake_at"
-        f" FROM {q(Step._meta.db_table)} WHERE run_id = %s"
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(statement, [adapt(connection, run.event_id), adapt(connection, run.pk)])
-        rows = cursor.fetchall()
-    event, history = None, {}
-    for row in rows:
-        if row[0] is None:
-            event = _event(run, connection, row)
-        else:
-            history[row[1]] = _step(run, connection, row)
-    return event, history
-
-
-def _event(run: Run, connection: Any, row: Sequence[Any]) -> Event:
-    _, name, key, _, data, _, _, occurred_at, received_at, _ = row
-    times = {"occurred_at": instant(connection, occurred_at), "received_at": instant(connection, received_at)}
-    event = Event(id=run.event_id, name=name, key=key, data=payloads.loads(data), **times)
-    event._state.adding, event._state.db = False, connection.alias
-    return event
-
-
-def _step(run: Run, connection: Any, row: Sequence[Any]) -> Step:
-    pk, name, kind, status, output, error, attempts, *times = row
-    started_at, finished_at, wake_at = (instant(connection, time) for time in times)
-    step = Step(
-        id=pk,
-        run_id=run.pk,
-        name=name,
-        kind=kind,
-        status=status,
-        output=None if output is None else payloads.loads(output),
-        error=None if error is None else json.loads(error),
-        attempts=attempts,
-        started_at=started_at,
-        finished_at=finished_at,
-        wake_at=wake_at,
-    )
-    step._state.adding, step._state.db = False, connection.alias
-    return step
+    try:
+        delay = backoff.delay(attempt)
+    except Exception as broken:
+        # A job's own back-off function failed. That must not cost the run the attempt's record.
+        signals.log_backoff_broken(broken)
+        delay = Backoff().delay(attempt)
+    return clock.now() + delay

@@ -7,12 +7,12 @@ for real: ``advance`` moves the clock through every wake-up on the way.
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from django.db import connections, router
 from django.db.models import Min
 
-from . import clock, executor, registry, scheduler, steps
+from . import clock, executor, passes, registry, scheduler
 from .models import OPEN, Event, Run, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
@@ -40,7 +40,7 @@ class Jobs:
 
     def __exit__(self, *raised: Any) -> None:
         clock.use(None)
-        steps.boundary = _nothing
+        passes.boundary = _nothing
         registry._jobs.clear()
         registry._jobs.update(self._declared)
         registry._by_event = None
@@ -60,7 +60,9 @@ class Jobs:
                 _commit()
             passes += len(runs)
             if passes > MOST_PASSES:
-                raise AssertionError(f"drain made {passes} passes and {runs[0].job_id} is still due; does it start itself?")
+                raise AssertionError(
+                    f"drain made {passes} passes and {runs[0].job_id} is still due; does it start itself?"
+                )
         return passes
 
     def advance(self, by: timedelta) -> None:
@@ -85,7 +87,7 @@ class Jobs:
         return list(events.filter(name=name) if name else events.exclude(name__startswith="django_jobs/"))
 
     def crash_everywhere(
-        self, job: registry.Job | str, data: dict | None | Callable[[], dict | None] = None
+        self, job: registry.Job | str, data: dict | Callable[[], dict | None] | None = None
     ) -> Iterator[Run]:
         """
         Start the job again and again, each time with a worker that dies one boundary later.
@@ -111,16 +113,16 @@ class Jobs:
             nonlocal seen
             seen += 1
             if seen > nth:
-                steps.boundary = _nothing
+                passes.boundary = _nothing
                 raise WorkerDied(moment)
 
-        steps.boundary = die
+        passes.boundary = die
         try:
             self._until_quiet()
         except WorkerDied:
             return True
         finally:
-            steps.boundary = _nothing
+            passes.boundary = _nothing
         return False
 
     def _finish(self, run: Run) -> None:
@@ -171,7 +173,7 @@ def _commit() -> None:
     """Do what a commit would: a worker has no transaction around it, so its callbacks run at once."""
     connection = connections[router.db_for_write(Run)]
     callbacks, connection.run_on_commit = connection.run_on_commit, []
-    for _, callback, robust in callbacks:
+    for _, callback, robust in cast(list[Any], callbacks):
         try:
             callback()
         except Exception:

@@ -93,14 +93,15 @@ class Worker:
         try:
             if isinstance(message, Run):
                 done = message.pk
-                self.in_hand[message.pk] = message.lease
+                self.in_hand.update([message.hold])
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
                 self.broker.perform(*message)
-        except Exception:
-            signals.log_pass_broken(message)
+        except Exception as error:
+            signals.log_pass_broken(message, error)
         finally:
-            self.in_hand.pop(done, None)
+            if done:
+                self.in_hand.pop(done, None)
             tidy_connections()
         self.line.send(("done", done))
         self.runs_left -= 1

@@ -93,7 +93,9 @@ def claim(
     return sorted(taken, key=lambda run: (-run.priority, run.queued_at, run.pk))
 
 
-def _claim_in_one(runs: Any, limit: int, jobs: Sequence[str], queues: Sequence[str] | None, **lease: Any) -> list[Any]:
+def _claim_in_one(
+    runs: Any, limit: int, jobs: Sequence[str], queues: Sequence[str] | None, **lease: Any
+) -> list[Any]:
     connection = connections[runs.db]
     table = connection.ops.quote_name(runs.model._meta.db_table)
     text = {
@@ -103,7 +105,12 @@ def _claim_in_one(runs: Any, limit: int, jobs: Sequence[str], queues: Sequence[s
         "queues": "queue IN ({queue})" if queues else "1 = 1",
         "columns": ", ".join(f"{table}.{name}" for name in COLUMNS),
     }
-    values = {"limit": [limit], "jobs": jobs, "queue": queues or [], **{name: [one] for name, one in lease.items()}}
+    values = {
+        "limit": [limit],
+        "jobs": jobs,
+        "queue": queues or [],
+        **{name: [one] for name, one in lease.items()},
+    }
     statement, parameters = _fill(_CLAIM[connection.vendor], text, values)
     return list(runs.raw(statement, [adapt(connection, value) for value in parameters], using=runs.db))
 
@@ -136,7 +143,9 @@ def _claim_in_two(
     taken: list[Any] = []
     with transaction.atomic(using=runs.db):
         for queue, priority in _grades(runs, queues):
-            due = runs.filter(queue=queue, priority=priority, wake_at__lte=now, job_id__in=jobs).only(*COLUMNS)
+            due = runs.filter(queue=queue, priority=priority, wake_at__lte=now, job_id__in=jobs).only(
+                *COLUMNS
+            )
             taken += due.order_by("wake_at").select_for_update(skip_locked=True)[: limit - len(taken)]
             if len(taken) >= limit:
                 break
@@ -174,7 +183,7 @@ def _grades(runs: Any, queues: Sequence[str] | None) -> list[tuple[str, int]]:
         grades = list(pairs)
         _seen[runs.db] = time.monotonic(), grades
     wanted = [pair for pair in grades if not queues or pair[0] in queues]
-    return sorted(wanted, key=lambda pair: (-pair[1], random.random()))  # noqa: S311
+    return sorted(wanted, key=lambda pair: (-pair[1], random.random()))
 
 
 def forget() -> None:

@@ -31,7 +31,7 @@ class PayloadEncoder(json.JSONEncoder):
 
 
 class PayloadDecoder(json.JSONDecoder):
-    def decode(self, s: str, *args: Any) -> Any:  # type: ignore[override]
+    def decode(self, s: str, *args: Any) -> Any:
         return payloads.loads(s)
 
 
@@ -49,8 +49,8 @@ class PayloadField(models.TextField):
     def get_prep_value(self, value: Any) -> str | None:
         return None if value is None else payloads.dumps(value, where=f"the {self.name}")
 
-    def value_to_string(self, obj: models.Model) -> str | None:
-        return self.get_prep_value(self.value_from_object(obj))
+    def value_to_string(self, obj: models.Model) -> str:
+        return self.get_prep_value(self.value_from_object(obj)) or ""
 
     def to_python(self, value: Any) -> Any:
         return value
@@ -62,5 +62,7 @@ class NameField(models.CharField):
     def db_parameters(self, connection: Any) -> Any:
         parameters = super().db_parameters(connection)
         if connection.vendor == "mysql":
-            parameters["collation"] = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+            parameters["collation"] = (
+                "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+            )
         return parameters

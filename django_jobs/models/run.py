@@ -49,7 +49,9 @@ MOVES: dict[RunStatus, frozenset[RunStatus]] = {
 
 
 class RunQuerySet(models.QuerySet["Run"]):
-    def claim(self, limit: int, *, jobs: Sequence[str], worker: str = "", queues: Sequence[str] | None = None) -> list["Run"]:
+    def claim(
+        self, limit: int, *, jobs: Sequence[str], worker: str = "", queues: Sequence[str] | None = None
+    ) -> list["Run"]:
         """
         Lease up to ``limit`` due runs of ``jobs`` to one worker and return them, most urgent first.
 
@@ -59,7 +61,14 @@ class RunQuerySet(models.QuerySet["Run"]):
         """
         now = clock.now()
         return claim.claim(
-            self, limit, jobs=list(jobs), queues=queues, worker=worker, lease=uuid4(), now=now, until=lease_end(now)
+            self,
+            limit,
+            jobs=list(jobs),
+            queues=queues,
+            worker=worker,
+            lease=uuid4(),
+            now=now,
+            until=lease_end(now),
         )
 
     def held(self, run: "Run") -> "Held":
@@ -94,7 +103,9 @@ class RunQuerySet(models.QuerySet["Run"]):
     def requeue(self) -> int:
         """Let failed runs go on from their checkpoints, with a full set of retries."""
         failed = self.filter(status=RunStatus.FAILED)
-        return failed._move(RunStatus.QUEUED, wake_at=clock.now(), attempt=0, crashes=0, error=None, reason="")
+        return failed._move(
+            RunStatus.QUEUED, wake_at=clock.now(), attempt=0, crashes=0, error=None, reason=""
+        )
 
     def _move(self, to: RunStatus, **changes: Any) -> int:
         """Bring the rows that may go there to ``to``; return how many went."""
@@ -136,7 +147,11 @@ class Held:
         return self._write(attempt=0)
 
     def exists(self) -> bool:
-        return Run.objects.using(self.using).filter(pk=self.run.pk, lease=self.run.lease, status="running").exists()
+        return (
+            Run.objects.using(self.using)
+            .filter(pk=self.run.pk, lease=self.run.lease, status="running")
+            .exists()
+        )
 
     def _move(self, to: RunStatus, **changes: Any) -> int:
         assert RunStatus.RUNNING in MOVES[to]
@@ -148,7 +163,10 @@ class Held:
         connection = connections[self.using]
         quote = connection.ops.quote_name
         columns = ", ".join(f"{quote(name)} = %s" for name in changes)
-        statement = f"UPDATE {quote(Run._meta.db_table)} SET {columns} WHERE id = %s AND lease = %s AND status = 'running'"  # noqa: S608
+        statement = (
+            f"UPDATE {quote(Run._meta.db_table)} SET {columns}"  # noqa: S608 (names only)
+            " WHERE id = %s AND lease = %s AND status = 'running'"
+        )
         parameters = [adapt(connection, value) for value in (*changes.values(), self.run.pk, self.run.lease)]
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
@@ -184,10 +202,22 @@ class Run(models.Model):
     scheduled_for = models.DateTimeField(_("scheduled for"), null=True, blank=True)
     cron = models.CharField(_("cron"), max_length=150, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the unique index)
     parent = models.ForeignKey(
-        "self", models.SET_NULL, null=True, blank=True, related_name="children", db_index=False, verbose_name=_("parent")
+        "self",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="children",
+        db_index=False,
+        verbose_name=_("parent"),
     )
     replay_of = models.ForeignKey(
-        "self", models.SET_NULL, null=True, blank=True, related_name="replays", db_index=False, verbose_name=_("replay of")
+        "self",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="replays",
+        db_index=False,
+        verbose_name=_("replay of"),
     )
 
     objects = RunQuerySet.as_manager()
@@ -198,17 +228,26 @@ class Run(models.Model):
         indexes = [
             # Walked by ``claim``, group by group; holds no finished run. MariaDB knows no partial
             # index and makes it a whole one, where finished runs stand apart as NULLs.
-            models.Index(fields=["queue", "priority", "wake_at"], name="django_jobs_run_claim", condition=Q(wake_at__isnull=False)),
+            models.Index(
+                fields=["queue", "priority", "wake_at"],
+                name="django_jobs_run_claim",
+                condition=Q(wake_at__isnull=False),
+            ),
             models.Index(fields=["job_id", "queued_at"], name="django_jobs_run_job"),
-            models.Index(fields=["finished_at"], name="django_jobs_run_age", condition=Q(finished_at__isnull=False)),
+            models.Index(
+                fields=["finished_at"], name="django_jobs_run_age", condition=Q(finished_at__isnull=False)
+            ),
             models.Index(fields=["parent"], name="django_jobs_run_parent", condition=Q(parent__isnull=False)),
-            models.Index(fields=["replay_of"], name="django_jobs_run_replay", condition=Q(replay_of__isnull=False)),
+            models.Index(
+                fields=["replay_of"], name="django_jobs_run_replay", condition=Q(replay_of__isnull=False)
+            ),
         ]
         constraints = [
             models.UniqueConstraint(fields=["job_id", "cron", "scheduled_for"], name="django_jobs_run_slot"),
             models.CheckConstraint(condition=Q(status__in=RunStatus.values), name="django_jobs_run_status"),
             models.CheckConstraint(
-                condition=Q(status="running", lease__isnull=False) | (~Q(status="running") & Q(lease__isnull=True)),
+                condition=Q(status="running", lease__isnull=False)
+                | (~Q(status="running") & Q(lease__isnull=True)),
                 name="django_jobs_run_lease",
             ),
             models.CheckConstraint(
@@ -220,6 +259,12 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} {self.pk}"
+
+    @property
+    def hold(self) -> tuple[UUID, UUID]:
+        """What the worker that has this run shows for it: the id and the lease."""
+        assert self.lease is not None
+        return self.pk, self.lease
 
     @property
     def is_final(self) -> bool:

@@ -34,7 +34,9 @@ class StepQuerySet(models.QuerySet["Step"]):
         """
         connection = connections[self.db]
         values = [getattr(step, name) for name in _PLAIN]
-        parameters = [adapt(connection, value) for value in (*values, output, step.run_id, step.run_id, lease)]
+        parameters = [
+            adapt(connection, value) for value in (*values, output, step.run_id, step.run_id, lease)
+        ]
         with connection.cursor() as cursor:
             cursor.execute(_insert(connection), parameters)
             return cursor.rowcount
@@ -46,13 +48,25 @@ class StepQuerySet(models.QuerySet["Step"]):
         Holds no lock on the run: where two workers must not both record, the caller holds it.
         """
         held = models.Exists(Run.objects.filter(pk=step.run_id, lease=lease))
-        changes = {name: getattr(step, name) for name in ("status", "attempts", "finished_at", "wake_at", "error")}
-        return self.filter(held, pk=step.pk).update(**changes, output=models.Value(output, models.TextField()))
+        changes = {
+            name: getattr(step, name) for name in ("status", "attempts", "finished_at", "wake_at", "error")
+        }
+        return self.filter(held, pk=step.pk).update(
+            **changes, output=models.Value(output, models.TextField())
+        )
 
     def reopen_last(self) -> int:
         """Let the step that failed last work again, as if it had not been tried."""
-        last = self.filter(status=StepStatus.FAILED).order_by("-finished_at", "-pk").values_list("pk", flat=True)
-        fresh = {"status": StepStatus.WAITING, "attempts": 0, "error": None, "finished_at": None, "wake_at": None}
+        last = (
+            self.filter(status=StepStatus.FAILED).order_by("-finished_at", "-pk").values_list("pk", flat=True)
+        )
+        fresh = {
+            "status": StepStatus.WAITING,
+            "attempts": 0,
+            "error": None,
+            "finished_at": None,
+            "wake_at": None,
+        }
         return self.filter(pk__in=list(last[:1])).update(**fresh)
 
 

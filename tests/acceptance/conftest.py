@@ -72,8 +72,13 @@ class Cluster:
         )
 
     def ready(self, workers):
-        until(lambda: len(self.tree()) == workers + 3, what=f"the start of {workers} workers: {self.output()}")
-        until(lambda: Worker.objects.filter(pid__in=self.tree()).exists(), what=f"the heartbeat: {self.output()}")
+        until(
+            lambda: len(self.tree()) == workers + 3, what=f"the start of {workers} workers: {self.output()}"
+        )
+        until(
+            lambda: Worker.objects.filter(pid__in=self.tree()).exists(),
+            what=f"the heartbeat: {self.output()}",
+        )
         return self
 
     @property

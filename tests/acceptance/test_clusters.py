@@ -24,7 +24,9 @@ def test_once_works_until_nothing_is_due_and_exits_0(runjobs, lab):
     sleeper = lab.nap.start({"seconds": 3600})
     cluster = runjobs("--once", wait=False)
     assert cluster.wait() == 0, cluster.output()
-    assert set(Run.objects.filter(pk__in=[run.pk for run in runs]).values_list("status", flat=True)) == {"completed"}
+    assert set(Run.objects.filter(pk__in=[run.pk for run in runs]).values_list("status", flat=True)) == {
+        "completed"
+    }
     sleeper.refresh_from_db()
     assert sleeper.status == RunStatus.SLEEPING
     assert not Worker.objects.exists()
@@ -106,8 +108,12 @@ def test_three_clusters_start_one_run_for_a_cron_slot_beside_a_broken_schedule_o
 
 
 def test_ordinary_messages_and_schedules_of_django_q2_are_served_too(runjobs):
-    Schedule.objects.create(func="math.floor", args="2.5", schedule_type=Schedule.ONCE, cluster=CLUSTER, name="mine")
-    Schedule.objects.create(func="math.floor", args="(", schedule_type=Schedule.ONCE, cluster=CLUSTER, name="broken")
+    Schedule.objects.create(
+        func="math.floor", args="2.5", schedule_type=Schedule.ONCE, cluster=CLUSTER, name="mine"
+    )
+    Schedule.objects.create(
+        func="math.floor", args="(", schedule_type=Schedule.ONCE, cluster=CLUSTER, name="broken"
+    )
     async_task("math.ceil", 1.5, cluster=CLUSTER, save=True)
     runjobs(workers=1)
     until(lambda: Task.objects.filter(func="math.ceil").exists(), what="the message")
@@ -151,7 +157,10 @@ def test_a_run_of_a_job_this_code_does_not_know_is_left_for_one_that_does(runjob
 def test_an_unmigrated_database_is_refused_in_one_line(runjobs, tmp_path):
     cluster = runjobs(wait=False, url=f"sqlite:///{tmp_path}/empty.sqlite3")
     assert cluster.wait() == 1
-    assert cluster.output().strip() == "CommandError: The database is not migrated. Run `manage.py migrate` first."
+    assert (
+        cluster.output().strip()
+        == "CommandError: The database is not migrated. Run `manage.py migrate` first."
+    )
 
 
 def test_an_event_is_picked_up_from_another_process(runjobs, lab):

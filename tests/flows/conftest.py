@@ -33,7 +33,9 @@ class Rows:
         return what
 
     def names(self):
-        return [name.rsplit(" ", 1)[0] for name in Group.objects.order_by("pk").values_list("name", flat=True)]
+        return [
+            name.rsplit(" ", 1)[0] for name in Group.objects.order_by("pk").values_list("name", flat=True)
+        ]
 
     def clear(self):
         Group.objects.all().delete()

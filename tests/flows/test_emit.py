@@ -48,7 +48,12 @@ def test_an_event_is_kept_and_starts_each_job_that_listens_to_it(jobs, listener)
 
     assert {run.job_id for run in event.runs.all()} == {"listener", "another"}
     kept = Event.objects.get()
-    assert (kept.pk, kept.name, kept.data, kept.key) == (event.pk, "invoice/paid", {"amount": Decimal("9.90")}, None)
+    assert (kept.pk, kept.name, kept.data, kept.key) == (
+        event.pk,
+        "invoice/paid",
+        {"amount": Decimal("9.90")},
+        None,
+    )
     assert kept.occurred_at == kept.received_at == now()
 
 
@@ -69,12 +74,16 @@ def test_an_event_that_nobody_listens_to_is_kept_and_starts_nothing(jobs):
 
 
 def test_one_event_starts_a_job_once_however_many_of_its_triggers_match(jobs):
-    job("greedy", on("invoice/paid"), on("invoice/*"), on("invoice/paid", when=lambda event: True))(lambda ctx: None)
+    job("greedy", on("invoice/paid"), on("invoice/*"), on("invoice/paid", when=lambda event: True))(
+        lambda ctx: None
+    )
 
     assert emit("invoice/paid").runs.count() == 1
 
 
-@pytest.mark.parametrize(("name", "starts"), [("user/left", True), ("user/plan.left", True), ("users/left", False)])
+@pytest.mark.parametrize(
+    ("name", "starts"), [("user/left", True), ("user/plan.left", True), ("users/left", False)]
+)
 def test_a_wildcard_listens_to_all_that_begins_like_it(name, starts, jobs):
     job("listener", on("user/*"))(lambda ctx: None)
 
@@ -289,7 +298,9 @@ def test_async_code_emits_too(listener):
     async def from_a_view():
         try:
             one = await aemit("invoice/paid", {"n": 1}, key="7")
-            two, three = await aemit_many([EventSpec("invoice/paid", {"n": 2}), EventSpec("invoice/paid", key="7")])
+            two, three = await aemit_many(
+                [EventSpec("invoice/paid", {"n": 2}), EventSpec("invoice/paid", key="7")]
+            )
             return one, two, three
         finally:
             await sync_to_async(connections.close_all)()

@@ -159,7 +159,9 @@ def test_the_longest_name_may_be_repeated(run_through):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x" * 191, None, 7, "a\0b", "\udcff"], ids=["empty", "long", "none", "number", "nul", "surrogate"]
+    "name",
+    ["", "x" * 191, None, 7, "a\0b", "\udcff"],
+    ids=["empty", "long", "none", "number", "nul", "surrogate"],
 )
 def test_a_step_needs_a_name(name, run_through, ledger):
     @job("a-job")

@@ -52,7 +52,9 @@ def outside(ctx):
 @job("lab-pick-up")
 def pick_up(ctx):
     at = time.time()
-    ctx.step.run("note", lambda: Effect.objects.create(run=ctx.run_id, name="picked-up", pid=os.getpid(), at=at).pk)
+    ctx.step.run(
+        "note", lambda: Effect.objects.create(run=ctx.run_id, name="picked-up", pid=os.getpid(), at=at).pk
+    )
 
 
 @job("lab-nap")

@@ -10,7 +10,9 @@ def a_step(claimed, clock):
 
     def make(name="one", **fields):
         shape = {"status": StepStatus.COMPLETED, "attempts": 1, "finished_at": clock.now}
-        return Step(**{"run_id": run.pk, "name": name, "kind": StepKind.RUN, "started_at": clock.now} | shape | fields)
+        return Step(
+            **{"run_id": run.pk, "name": name, "kind": StepKind.RUN, "started_at": clock.now} | shape | fields
+        )
 
     make.run = run
     return make
@@ -22,7 +24,12 @@ def test_a_checkpoint_is_kept_as_it_was_given(a_step, clock):
     assert Step.objects.checkpoint(step, a_step.run.lease, '{"$decimal":"9.90"}') == 1
 
     row = Step.objects.get()
-    assert (row.run_id, row.name, row.kind, row.status) == (a_step.run.pk, "charge-card", "atomic", "completed")
+    assert (row.run_id, row.name, row.kind, row.status) == (
+        a_step.run.pk,
+        "charge-card",
+        "atomic",
+        "completed",
+    )
     assert (row.attempts, row.started_at, row.finished_at) == (2, clock.now, clock.now)
     assert str(row.output) == "9.90"
     assert row.error is None

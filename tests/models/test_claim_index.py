@@ -34,7 +34,9 @@ def crowd(a_run):
     for number in range(2 * LIMIT):
         a_run(priority=number % 2)
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE TABLE django_jobs_run" if connection.vendor == "mysql" else "ANALYZE django_jobs_run")
+        cursor.execute(
+            "ANALYZE TABLE django_jobs_run" if connection.vendor == "mysql" else "ANALYZE django_jobs_run"
+        )
 
 
 def multiply(template):
@@ -112,7 +114,9 @@ def test_on_mariadb_a_claim_walks_its_index_and_reads_only_what_it_takes(crowd):
     statements = statements_of(take)
     claim.forget()
 
-    pairs, *locked, update = [json.loads(ask("ANALYZE FORMAT=JSON", sql, params)[0][0]) for sql, params in statements]
+    pairs, *locked, update = [
+        json.loads(ask("ANALYZE FORMAT=JSON", sql, params)[0][0]) for sql, params in statements
+    ]
 
     assert table(pairs)["using_index_for_group_by"]
     assert table(pairs)["r_rows"] <= 10

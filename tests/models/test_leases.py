@@ -19,7 +19,9 @@ def lease_of(*runs):
 
 
 def a_step(run, clock, name="one", **fields):
-    return Step(run_id=run.pk, name=name, kind=StepKind.RUN, status=StepStatus.WAITING, started_at=clock.now, **fields)
+    return Step(
+        run_id=run.pk, name=name, kind=StepKind.RUN, status=StepStatus.WAITING, started_at=clock.now, **fields
+    )
 
 
 def done(step, clock):

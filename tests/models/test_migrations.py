@@ -38,7 +38,9 @@ def test_the_migrations_go_to_nothing_and_back():
     before, constraints = our_tables(), our_constraints()
     try:
         call_command("migrate", "django_jobs", "zero", verbosity=0)
-        assert not our_tables() & {OURS + name for name in ("event", "run", "step", "attempt", "job", "worker")}
+        assert not our_tables() & {
+            OURS + name for name in ("event", "run", "step", "attempt", "job", "worker")
+        }
     finally:
         call_command("migrate", verbosity=0)
 

@@ -55,7 +55,7 @@ def test_a_run_goes_where_the_table_of_moves_says_and_nowhere_else(there, to, a_
 def test_the_table_of_moves_names_every_status_and_lets_only_failed_out_of_the_final_ones():
     assert MOVES.keys() == set(RunStatus)
     assert {there for sources in MOVES.values() for there in sources} & FINAL == {RunStatus.FAILED}
-    assert OPEN | FINAL == set(RunStatus)
+    assert set(RunStatus) == OPEN | FINAL
 
 
 @pytest.mark.parametrize("to", RunStatus, ids=str)

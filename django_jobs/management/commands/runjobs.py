@@ -27,11 +27,20 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         default = default_options()
         parser.add_argument("--workers", type=int, default=default.workers, help="processes (%(default)s)")
-        parser.add_argument("--threads", type=int, default=default.threads, help="runs at a time in each (%(default)s)")
+        parser.add_argument(
+            "--threads", type=int, default=default.threads, help="runs at a time in each (%(default)s)"
+        )
         parser.add_argument("--queues", default="", help="only the jobs of these queues, comma-separated")
         parser.add_argument("--once", action="store_true", help="end when nothing is due")
-        parser.add_argument("--grace", type=float, default=default.grace, help="seconds for steps in hand when stopping (%(default)s)")
-        parser.add_argument("--reload", action="store_true", help="start again when code changes (needs DEBUG)")
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=default.grace,
+            help="seconds for steps in hand when stopping (%(default)s)",
+        )
+        parser.add_argument(
+            "--reload", action="store_true", help="start again when code changes (needs DEBUG)"
+        )
 
     def handle(self, *args: Any, **given: Any) -> None:
         options = self._options(given)
@@ -54,7 +63,10 @@ class Command(BaseCommand):
         queues = tuple(name.strip() for name in given["queues"].split(",") if name.strip())
         known = sorted({job.queue for job, _ in registry.declared()})
         if unknown := set(queues) - set(known):
-            raise CommandError(f"No job is in queue {', '.join(sorted(unknown))}. Queues: {', '.join(known) or 'none'}.", returncode=2)
+            raise CommandError(
+                f"No job is in queue {', '.join(sorted(unknown))}. Queues: {', '.join(known) or 'none'}.",
+                returncode=2,
+            )
         for name, least in (("workers", 1), ("threads", 1), ("grace", 0)):
             if given[name] < least:
                 raise CommandError(f"--{name} must be at least {least}.", returncode=2)
@@ -69,7 +81,8 @@ class Command(BaseCommand):
         lines = [
             self.style.MIGRATE_HEADING(f"django_jobs {__version__}"),
             f"  Database  {_database(using)}",
-            f"  Workers   {_count(options.workers, 'process', 'processes')}, {_count(options.threads, 'thread', 'threads')} each",
+            f"  Workers   {_count(options.workers, 'process', 'processes')},"
+            f" {_count(options.threads, 'thread', 'threads')} each",
             f"  Queues    {', '.join(options.queues) or 'all'}",
             f"  Jobs      {', '.join(open_jobs) or 'none: is there a jobs.py in an installed app?'}",
         ]
@@ -102,7 +115,9 @@ def _log_to_console(verbosity: int) -> None:
     logger = logging.getLogger("django_jobs")
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("{asctime} {levelname:<7} {message}", datefmt="%H:%M:%S", style="{"))
+        handler.setFormatter(
+            logging.Formatter("{asctime} {levelname:<7} {message}", datefmt="%H:%M:%S", style="{")
+        )
         logger.addHandler(handler)
         logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
 
