@@ -31,7 +31,7 @@ class Defaults:
     #: A run that took its worker down this many times in a row is FAILED.
     MAX_CRASHES: int = 5
     #: The longest an idle cluster goes without looking at the database.
-    POLL_SECONDS: int | float = 1.2
+    POLL_SECONDS: int | float = 1.5
     #: A worker process is replaced after so many runs; None never.
     RECYCLE: int | None = None
     #: How long an event key keeps later events with the same name and key out.

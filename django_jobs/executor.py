@@ -15,7 +15,7 @@ from django.db import router, transaction
 from . import clock, passes, payloads, registry, signals
 from .conf import conf
 from .exceptions import Interrupt, NonRetriableError, StepError
-from .history import describe, read_history
+from .history import brought_event, describe, read_history
 from .models import Attempt, Event, Run, Step
 from .outage import outlast
 from .passes import HandedBack, Lost, Parked, Pass
@@ -94,7 +94,9 @@ def _crashed(run: Run) -> dict[str, str]:
 def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool]) -> Pass:
     event: Event | None = None
     history: dict[str, Step] = {}
-    if run.event_id or run.passes > 1:
+    if run.passes == 1:
+        event = brought_event(run, using)
+    if run.passes > 1 or (run.event_id and event is None):
         event, history = outlast(using, lambda: read_history(run, using))
     if run.passes == 1 and signals.run_started.has_listeners(Run):
         signals.announce(signals.run_started, Run, using=using, run=run)

@@ -37,14 +37,22 @@ def read_history(run: Run, using: str) -> tuple[Event | None, dict[str, Step]]:
     event, history = None, {}
     for row in rows:
         if row[0] is None:
-            event = _event(run, connection, row)
+            _, name, key, _, data, _, _, occurred_at, received_at, _ = row
+            event = _event(run, connection, name, key, data, occurred_at, received_at)
         else:
             history[row[1]] = _step(run, connection, row)
     return event, history
 
 
-def _event(run: Run, connection: Any, row: Sequence[Any]) -> Event:
-    _, name, key, _, data, _, _, occurred_at, received_at, _ = row
+def brought_event(run: Run, using: str) -> Event | None:
+    """Return the event that the claim brought along; None when it has to be read."""
+    text = getattr(run, "event_brought", None)
+    return _event(run, connections[using], *json.loads(text)) if text else None
+
+
+def _event(
+    run: Run, connection: Any, name: str, key: str, data: str, occurred_at: Any, received_at: Any
+) -> Event:
     times = {"occurred_at": instant(connection, occurred_at), "received_at": instant(connection, received_at)}
     event = Event(id=run.event_id, name=name, key=key, data=payloads.loads(data), **times)
     event._state.adding, event._state.db = False, connection.alias

@@ -36,6 +36,16 @@ _SET = (
     " started_at = COALESCE(started_at, {now})"
 )
 
+#: A first pass needs nothing but its event, which comes along when it is small: a read less for the worker.
+_EVENT = {
+    "postgresql": "json_build_array(name, key, CAST(data AS text), occurred_at, received_at)",
+    "sqlite": "json_array(name, key, data, occurred_at, received_at)",
+}
+_BRING = (
+    "(SELECT CAST({event} AS text) FROM {events} WHERE {events}.id = {table}.event_id"
+    " AND {table}.passes = 1 AND length(CAST(data AS text)) <= 8192) AS event_brought"
+)
+
 #: Hop through the (queue, priority) pairs of open runs, from the highest down.
 _GRADES = {
     "postgresql": """
@@ -103,7 +113,9 @@ def _claim_in_one(
         "grades": _GRADES[connection.vendor],
         "set": _SET,
         "queues": "queue IN ({queue})" if queues else "1 = 1",
-        "columns": ", ".join(f"{table}.{name}" for name in COLUMNS),
+        "columns": ", ".join([*(f"{table}.{name}" for name in COLUMNS), _BRING]),
+        "event": _EVENT[connection.vendor],
+        "events": connection.ops.quote_name(runs.model._meta.get_field("event").related_model._meta.db_table),
     }
     values = {
         "limit": [limit],

@@ -35,6 +35,11 @@ def statements_of_a_pass(job, data=None):
     return statements(lambda: execute(run))
 
 
+def reading_the_event():
+    """A small event comes along with the claim, except on MariaDB, whose claim is no RETURNING."""
+    return ["SELECT"] if connection.vendor == "mysql" else []
+
+
 @pytest.fixture
 def five_steps():
     @job("five-steps")
@@ -114,14 +119,22 @@ def test_a_batch_of_runs_is_claimed_in_one_statement(waiting, five_steps):
 # A pass.
 
 
-def test_a_run_of_five_steps_is_one_read_five_checkpoints_and_one_settle(five_steps):
-    assert statements_of_a_pass(five_steps) == ["SELECT", *["INSERT"] * 5, "UPDATE"]
+def test_a_run_of_five_steps_is_at_most_one_read_five_checkpoints_and_one_settle(five_steps):
+    assert statements_of_a_pass(five_steps) == [*reading_the_event(), *["INSERT"] * 5, "UPDATE"]
 
 
-def test_a_run_without_steps_is_one_read_and_one_settle():
+def test_a_run_without_steps_is_at_most_one_read_and_one_settle():
     nothing = job("nothing")(lambda ctx: None)
 
-    assert statements_of_a_pass(nothing) == ["SELECT", "UPDATE"]
+    assert statements_of_a_pass(nothing) == [*reading_the_event(), "UPDATE"]
+
+
+def test_a_large_event_is_read_by_the_worker_and_not_carried_by_the_claim():
+    seen = []
+    keeps = job("keeps")(lambda ctx: seen.append(ctx.event.data))
+
+    assert statements_of_a_pass(keeps, {"text": "x" * 10_000}) == ["SELECT", "UPDATE"]
+    assert seen == [{"text": "x" * 10_000}]
 
 
 def test_a_first_time_step_is_a_single_statement_with_no_transaction_around_it():
@@ -160,7 +173,7 @@ def test_a_sleep_is_one_checkpoint_and_one_settle_and_waking_up_is_one_more():
     def naps(ctx):
         ctx.step.sleep("nap", timedelta(hours=1))
 
-    assert statements_of_a_pass(naps) == ["SELECT", "INSERT", "UPDATE"]
+    assert statements_of_a_pass(naps) == [*reading_the_event(), "INSERT", "UPDATE"]
 
     Run.objects.update(wake_at="2020-01-01T00:00Z")
     Step.objects.update(wake_at="2020-01-01T00:00Z")
@@ -173,7 +186,7 @@ def test_an_atomic_step_is_its_work_and_one_checkpoint_in_one_transaction(rows):
     def atomic(ctx):
         ctx.step.atomic("add", rows.add, "row")
 
-    assert statements_of_a_pass(atomic) == ["SELECT", BEGIN, "INSERT", "INSERT", COMMIT, "UPDATE"]
+    assert statements_of_a_pass(atomic) == [*reading_the_event(), BEGIN, "INSERT", "INSERT", COMMIT, "UPDATE"]
 
 
 def test_an_emitting_step_is_the_emission_and_one_checkpoint_in_one_transaction():
@@ -183,7 +196,7 @@ def test_an_emitting_step_is_the_emission_and_one_checkpoint_in_one_transaction(
     def emits(ctx):
         ctx.step.emit("tell", "a/b")
 
-    assert statements_of_a_pass(emits) == ["SELECT", BEGIN, *["INSERT"] * 3, COMMIT, "UPDATE"]
+    assert statements_of_a_pass(emits) == [*reading_the_event(), BEGIN, *["INSERT"] * 3, COMMIT, "UPDATE"]
 
 
 def test_a_failed_attempt_costs_one_short_transaction():
@@ -192,7 +205,7 @@ def test_a_failed_attempt_costs_one_short_transaction():
         ctx.step.run("fail", int, "x")
 
     failed = [BEGIN, "UPDATE", "INSERT", "INSERT", COMMIT]
-    assert statements_of_a_pass(fails) == ["SELECT", *failed, "UPDATE"]
+    assert statements_of_a_pass(fails) == [*reading_the_event(), *failed, "UPDATE"]
     assert Attempt.objects.count() == 1
 
 
@@ -201,4 +214,4 @@ def test_a_run_that_fails_is_settled_in_one_short_transaction():
     def fails(ctx):
         raise ValueError("no")
 
-    assert statements_of_a_pass(fails) == ["SELECT", BEGIN, "UPDATE", "INSERT", COMMIT]
+    assert statements_of_a_pass(fails) == [*reading_the_event(), BEGIN, "UPDATE", "INSERT", COMMIT]
