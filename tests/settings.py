@@ -8,5 +8,7 @@ from testproject.settings import DJANGO_JOBS, INSTALLED_APPS
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.lab"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-if "LAB_LEASE_SECONDS" in os.environ:
-    DJANGO_JOBS = {**DJANGO_JOBS, "LEASE_SECONDS": float(os.environ["LAB_LEASE_SECONDS"])}
+# What a test wants other than it is in the processes it starts.
+for name, read in {"LEASE_SECONDS": float, "RECYCLE": int}.items():
+    if f"LAB_{name}" in os.environ:
+        DJANGO_JOBS = {**DJANGO_JOBS, name: read(os.environ[f"LAB_{name}"])}

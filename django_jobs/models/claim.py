@@ -46,7 +46,8 @@ _BRING = (
     " AND {table}.passes = 1 AND length(CAST(data AS text)) <= 8192) AS event_brought"
 )
 
-#: Hop through the (queue, priority) pairs of open runs, from the highest down.
+#: Hop through the (queue, priority) pairs of open runs, from the highest down. (SQLite uses an index
+#: for a comparison of pairs only as far as their first half, hence its two look-ups.)
 _GRADES = {
     "postgresql": """
   (SELECT queue, priority FROM {table} WHERE wake_at IS NOT NULL
@@ -60,10 +61,13 @@ _GRADES = {
   SELECT * FROM (SELECT queue, priority FROM {table} WHERE wake_at IS NOT NULL
                  ORDER BY queue DESC, priority DESC LIMIT 1)
   UNION ALL
-  SELECT below.queue, below.priority FROM grade JOIN {table} below ON below.rowid = (
-    SELECT next.rowid FROM {table} next
-    WHERE next.wake_at IS NOT NULL AND (next.queue, next.priority) < (grade.queue, grade.priority)
-    ORDER BY next.queue DESC, next.priority DESC LIMIT 1)""",
+  SELECT below.queue, below.priority FROM grade JOIN {table} below ON below.rowid = COALESCE(
+    (SELECT next.rowid FROM {table} next
+     WHERE next.wake_at IS NOT NULL AND next.queue = grade.queue AND next.priority < grade.priority
+     ORDER BY next.priority DESC LIMIT 1),
+    (SELECT next.rowid FROM {table} next
+     WHERE next.wake_at IS NOT NULL AND next.queue < grade.queue
+     ORDER BY next.queue DESC, next.priority DESC LIMIT 1))""",
 }
 
 _CLAIM = {

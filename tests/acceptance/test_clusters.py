@@ -54,6 +54,26 @@ def test_ctrl_c_stops_it(runjobs):
     assert "Stopped." in cluster.output()
 
 
+def test_it_starts_again_when_the_code_changes(runjobs, lab):
+    cluster = runjobs("--reload", workers=1, DEBUG="True")
+    os.utime(lab.__file__)
+    until(lambda: "The code has changed: starting again." in cluster.output())
+    run = lab.five.start({})
+    until(all_final)
+    run.refresh_from_db()
+    assert run.status == RunStatus.COMPLETED
+
+
+def test_a_worker_that_has_done_its_share_is_replaced_without_a_loss(runjobs, lab):
+    cluster = runjobs(workers=2, threads=2, LAB_RECYCLE="5")
+    for _ in range(60):
+        lab.five.start({})
+    until(all_final)
+    assert set(Run.objects.values_list("status", "crashes")) == {("completed", 0)}
+    assert Effect.objects.count() == 300
+    assert "worker" in cluster.output() and "has done its share" in cluster.output()
+
+
 def test_an_unknown_queue_is_refused_with_the_known_ones(runjobs):
     cluster = runjobs("--queues", "defualt", wait=False)
     assert cluster.wait() == 2

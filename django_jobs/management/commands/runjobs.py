@@ -53,6 +53,8 @@ class Command(BaseCommand):
         cluster = JobsCluster(options, _code_changed() if given["reload"] else lambda: False)
         code = cluster.start()
         if cluster.reload:
+            self.stdout.write("The code has changed: starting again.")
+            self.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
         if given["verbosity"]:
             self.stdout.write("Nothing is due any more." if options.once and not code else "Stopped.")
