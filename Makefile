@@ -36,5 +36,5 @@ benchmark:  ## Print runs/s, steps/s and latencies beside the physical limit
 	@$(PYTHON) -m tests.benchmarks $(ARGS)
 
 clean:  ## Remove what these commands made
-	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist docs/_build mails db.sqlite3*
+	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist docs/_build mails accounting db.sqlite3* demo*.sqlite3*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -69,10 +69,12 @@ def _unmet(key: str, value: Any, kind: Any) -> str | None:
     name = getattr(kind, "__name__", None) or str(kind)
     if isinstance(value, bool) or not isinstance(value, kind):
         return name.replace("|", "or")
-    if isinstance(value, int | float):
-        if not math.isfinite(value) or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
-            return "zero or above" if key in MAY_BE_ZERO else "above zero"
-    return None
+    if not isinstance(value, int | float):
+        return None
+    enough = value >= 0 if key in MAY_BE_ZERO else value > 0
+    if enough and math.isfinite(value):
+        return None
+    return "zero or above" if key in MAY_BE_ZERO else "above zero"
 
 
 @register(TAG)

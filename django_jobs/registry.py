@@ -42,6 +42,9 @@ class Job:
     queue: str = "default"
     priority: int | Callable[[Any], int] = 0
 
+    #: A template that shows a job must not run it.
+    do_not_call_in_templates = True
+
     def __post_init__(self) -> None:
         _validate(self)
 

@@ -125,6 +125,25 @@ def reconcile(using: str | None = None) -> None:
     _note_next_runs(using)
 
 
+def faults() -> list[tuple[str, str]]:
+    """
+    List what is wrong with the Schedule rows under our cluster's name, as (name of the row, fault).
+
+    A running cluster mends its own rows within a minute; the rows of others it leaves alone.
+    """
+    wanted = _wanted()
+    found = []
+    for row in Schedule.objects.using(router.db_for_write(Schedule)).filter(cluster=CLUSTER):
+        mine = wanted.pop(_identity(row), None) if row.func == FIRE else None
+        if row.func != FIRE:
+            found.append((row.name or str(row.pk), f"is not a cron of a job: it calls {row.func}"))
+        elif mine is None:
+            found.append((row.name, "stands for no cron of a registered job, or is there twice"))
+        elif _is_damaged(row, *mine):
+            found.append((row.name, "was changed by hand and would fire wrongly"))
+    return found + [(_columns(*missing)["name"], "is missing") for missing in wanted.values()]
+
+
 def _migrated(using: str) -> bool:
     return Schedule._meta.db_table in connections[using].introspection.table_names()
 

@@ -71,8 +71,7 @@ def sync(using: str | None = None) -> None:
     using = using or router.db_for_write(Job)
     if not router.allow_migrate_model(using, Job):
         return
-    now = clock.now()
-    rows = [_row(job, closed_by, now) for job, closed_by in registry.declared()]
+    rows = described()
     changing = [
         "group",
         "triggers",
@@ -89,6 +88,12 @@ def sync(using: str | None = None) -> None:
         jobs = Job.objects.using(using)
         jobs.bulk_create(rows, update_conflicts=True, update_fields=changing, **_unique(using))
         jobs.exclude(pk__in=[row.pk for row in rows]).update(declared=False)
+
+
+def described() -> list[Job]:
+    """Return what the registry knows as rows of the Job table, not saved."""
+    now = clock.now()
+    return [_row(job, closed_by, now) for job, closed_by in registry.declared()]
 
 
 def _unique(using: str) -> dict[str, Any]:

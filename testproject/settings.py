@@ -7,6 +7,7 @@ What differs between machines comes from the environment: ``DATABASE_URL``, ``EM
 
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import django
@@ -84,6 +85,8 @@ DATABASES = {"default": database | TUNING.get(database["ENGINE"], {})}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 mail = env.email_url("EMAIL_URL", default=f"filemail:///{BASE_DIR / 'mails'}")
+#: The folder that mail goes into; "" when it goes elsewhere.
+MAIL_DIR = mail["EMAIL_FILE_PATH"] if "filebased" in mail["EMAIL_BACKEND"] else ""
 if django.VERSION < (6, 1):
     vars().update(mail)
 else:
@@ -102,6 +105,8 @@ else:
             "OPTIONS": {name: value for name, value in options.items() if value},
         },
     }
+#: What the back office's pretended accounting service keeps.
+ACCOUNTING_DIR = env.str("ACCOUNTING_DIR", default=str(BASE_DIR / "accounting"))
 DEFAULT_FROM_EMAIL = "Back office <office@example.com>"
 
 LANGUAGE_CODE = "en"
@@ -123,6 +128,13 @@ DJANGO_JOBS = {
         "payment": {"enabled": env.bool("PAYMENT_ENABLED", default=True)},
         "pricing": {"credits": {"enabled": env.bool("CREDITS_ENABLED", default=True)}},
         "notifications": {"enabled": env.bool("NOTIFICATIONS_ENABLED", default=True)},
+    },
+    "CATALOG": {
+        # A day of the onboarding; `make demo` makes it 0.4 s.
+        "DAY": timedelta(seconds=env.float("ONBOARDING_DAY_SECONDS", default=86_400)),
+        "email": {
+            "product": {"name": "Back office", "url": env.str("SITE_URL", default="http://127.0.0.1:8000/")},
+        },
     },
 }
 

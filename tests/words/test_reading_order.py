@@ -17,9 +17,9 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers flags policies registry
     models
-    wakeup outage admission events history passes steps executor routing services health console
+    wakeup outage admission events history passes steps executor routing services
     scheduler broker channel pusher worker cluster
-    checks testing pytest_plugin tasks admin management apps
+    checks health console testing pytest_plugin tasks admin management apps
     catalog
 """.split()
 

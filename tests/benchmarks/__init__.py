@@ -1,0 +1,1 @@
+"""What the engine does in a second, beside what the database could: ``python -m tests.benchmarks``."""
