@@ -21,6 +21,10 @@ from .models import Attempt, Event, Job, Run, Step, Worker
 #: So many rows of an inline are shown; a run may have ten thousand steps.
 MOST_ROWS = 100
 
+NOTHING = "-"
+
+COUNTS = (("version", "queue", "priority"), ("passes", "attempt", "crashes"))
+
 
 class ReadOnly:
     def has_add_permission(self, request: Any, obj: Any = None) -> bool:
@@ -30,17 +34,19 @@ class ReadOnly:
 
     @admin.display(description=_("took"))
     def took(self, row: Run | Step) -> str:
-        return span(row.finished_at - row.started_at) if row.finished_at and row.started_at else ""
+        return span(row.finished_at - row.started_at) if row.finished_at and row.started_at else NOTHING
 
-    @admin.display(description=_("output"))
+    @admin.display(description=_("result"))
     def result(self, row: Run | Step) -> str:
-        return "" if row.output is None else _text(shown(row.output, indent=2))
+        if row.error:
+            return self.failure(row)
+        return NOTHING if row.output is None else _text(shown(row.output, indent=2))
 
     @admin.display(description=_("error"))
     def failure(self, row: Run | Step | Attempt) -> str:
         error = row.error or {}
         lines = (f"{error.get('type', '')}: {error.get('message', '')}", error.get("traceback", ""))
-        return _text("\n\n".join(lines).rstrip()) if error else ""
+        return _text("\n\n".join(lines).rstrip())
 
 
 def _text(text: str) -> str:
@@ -84,20 +90,12 @@ class FirstRows(BaseInlineFormSet):
 class ReadOnlyInline(ReadOnly, admin.TabularInline):
     formset = FirstRows
     extra = 0
+    classes = ("jobs-inline",)
 
 
 class StepInline(ReadOnlyInline):
     model = Step
-    fields = readonly_fields = (
-        "name",
-        "kind",
-        "status",
-        "attempts",
-        "started_at",
-        "took",
-        "result",
-        "failure",
-    )
+    fields = readonly_fields = ("name", "kind", "status", "attempts", "started_at", "took", "result")
 
 
 class AttemptInline(ReadOnlyInline):
@@ -111,11 +109,15 @@ class AttemptInline(ReadOnlyInline):
 
 class RunInline(ReadOnlyInline):
     model = Run
-    fields = readonly_fields = ("job_id", "status", "queued_at", "finished_at", "reason")
-    show_change_link = True
+    fields = readonly_fields = ("link", "status", "queued_at", "took", "reason")
 
     def get_queryset(self, request: Any) -> Any:
         return super().get_queryset(request).defer("output", "error")
+
+    @admin.display(description=_("job"))
+    def link(self, run: Run) -> str:
+        url = reverse("admin:django_jobs_run_change", args=[run.pk])
+        return format_html('<a href="{}">{}</a>', url, run.job_id)
 
 
 class JobFilter(admin.SimpleListFilter):
@@ -133,7 +135,7 @@ class JobFilter(admin.SimpleListFilter):
 
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin):
-    list_display = ("job_id", "status", "queued_at", "took", "passes", "event", "reason", "id")
+    list_display = ("job_id", "status", "queued_at", "took", "passes", "event", "reason")
     list_filter = ("status", JobFilter, "queued_at")
     list_select_related = ("event",)
     ordering = ("-id",)
@@ -142,22 +144,11 @@ class RunAdmin(ReadOnlyAdmin):
     named = "job_id"
     payloads = ("output", "error", "event__data")
     inlines = (StepInline, AttemptInline)
-    readonly_fields = ("took", "result", "failure")
+    readonly_fields = ("took", "result")
     fieldsets = (
-        (None, {"fields": ("id", "job_id", "status", "reason", "event", "cron", "scheduled_for")}),
+        (None, {"fields": ("id", "job_id", "status", "reason", "event", "cron", "scheduled_for", "result")}),
         (_("Times"), {"fields": ("queued_at", "started_at", "finished_at", "wake_at", "took")}),
-        (_("Result"), {"fields": ("result", "failure")}),
-        (
-            _("Details"),
-            {
-                "fields": (
-                    ("version", "queue", "priority"),
-                    ("passes", "attempt", "crashes"),
-                    "claimed_by",
-                    ("parent", "replay_of"),
-                )
-            },
-        ),
+        (_("Details"), {"fields": (*COUNTS, "claimed_by", "parent", "replay_of")}),
     )
 
 
