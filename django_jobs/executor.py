@@ -164,7 +164,9 @@ def _fail(current: Pass, error: BaseException) -> None:
     attempt = current.attempt + 1
     report = describe(error)
     if isinstance(error, NonRetriableError | StepError) or attempt > current.job.retries:
-        ending = lambda: _record_failure(current, attempt, report)  # noqa: E731
+        # A step out of retries has its attempts already; its failure is none of the code around it.
+        own = None if isinstance(error, StepError) else attempt
+        ending = lambda: _record_failure(current, own, report)  # noqa: E731
         _finish(current.run, current.using, ending, error=report)
         return
     at = next_try(error, current.job.backoff, attempt)
@@ -174,12 +176,12 @@ def _fail(current: Pass, error: BaseException) -> None:
         signals.log_lease_lost(current.run)
 
 
-def _record_failure(current: Pass, attempt: int, report: dict, at: datetime | None = None) -> int:
+def _record_failure(current: Pass, attempt: int | None, report: dict, at: datetime | None = None) -> int:
     """Move the run and keep its error in one transaction; return 0, and write nothing, if the lease is lost."""
     using, run = current.using, current.run
     with transaction.atomic(using=using):
-        moved = current.held.retry(at, attempt) if at else current.held.fail(report)
-        if moved:
+        moved = current.held.retry(at, attempt or 0) if at else current.held.fail(report)
+        if moved and attempt:
             Attempt.objects.using(using).create(
                 run_id=run.pk,
                 number=attempt,

@@ -71,7 +71,7 @@ def _step(run: Run, connection: Any, row: Sequence[Any]) -> Step:
         status=status,
         output=None if output is None else payloads.loads(output),
         error=None if error is None else json.loads(error),
-        attempts=attempts,
+        attempts=int(attempts),  # MariaDB makes a decimal of it in a UNION with a literal.
         started_at=started_at,
         finished_at=finished_at,
         wake_at=wake_at,

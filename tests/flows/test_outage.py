@@ -1,0 +1,103 @@
+"""A connection that breaks at the worst moment, between the work and its checkpoint."""
+
+import pytest
+from django.db import OperationalError, connection, connections
+
+from django_jobs import job
+from django_jobs.executor import execute
+from django_jobs.models import Run, RunStatus, Step
+from django_jobs.outage import outlast
+
+
+def break_the_connection():
+    """End our own session at the server, as a restart does."""
+    other = connection.copy("other")
+    try:
+        with connection.cursor() as cursor:
+            if connection.vendor == "postgresql":
+                cursor.execute("SELECT pg_backend_pid()")
+                kill = "SELECT pg_terminate_backend(%s)"
+            else:
+                cursor.execute("SELECT CONNECTION_ID()")
+                kill = "KILL %s"
+            session = cursor.fetchone()[0]
+        with other.cursor() as cursor:
+            cursor.execute(kill, [session])
+    finally:
+        other.close()
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+def test_a_checkpoint_outlives_the_connection_that_was_to_write_it(ledger, caplog):
+    def work():
+        ledger.note("worked")
+        break_the_connection()
+        return 7
+
+    @job("unlucky")
+    def unlucky(ctx):
+        return ctx.step.run("work", work)
+
+    run = unlucky.start()
+    [claimed] = Run.objects.claim(1, jobs=["unlucky"])
+    execute(claimed)
+    run.refresh_from_db()
+    assert (run.status, run.output, ledger) == (RunStatus.COMPLETED, 7, ["worked"])
+    assert not run.attempts.exists()
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+def test_an_atomic_step_begins_again_when_its_transaction_is_lost(rows, jobs):
+    broken = []
+
+    def work():
+        rows.add("row")
+        if not broken:
+            broken.append(True)
+            break_the_connection()
+            rows.add("never")
+
+    @job("unlucky")
+    def unlucky(ctx):
+        ctx.step.atomic("work", work)
+
+    run = unlucky.start()
+    [claimed] = Run.objects.claim(1, jobs=["unlucky"])
+    execute(claimed)
+    run.refresh_from_db()
+    assert (run.status, run.attempts.count()) == (RunStatus.QUEUED, 1)
+    for waiting in (Run.objects, Step.objects):
+        waiting.update(wake_at="2020-01-01T00:00Z")
+    [claimed] = Run.objects.claim(1, jobs=["unlucky"])
+    execute(claimed)
+    run.refresh_from_db()
+    assert (run.status, rows.names()) == (RunStatus.COMPLETED, ["row"])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_database_that_is_there_refuses_again_and_again_is_an_error():
+    tries = []
+
+    def refused():
+        tries.append(1)
+        raise OperationalError("deadlock")
+
+    with pytest.raises(OperationalError, match="deadlock"):
+        outlast("default", refused)
+    assert len(tries) == 5
+    assert connections["default"].is_usable()
+
+
+@pytest.mark.django_db
+def test_inside_a_transaction_nothing_is_tried_again():
+    tries = []
+
+    def refused():
+        tries.append(1)
+        raise OperationalError("gone")
+
+    with pytest.raises(OperationalError):
+        outlast("default", refused)
+    assert len(tries) == 1

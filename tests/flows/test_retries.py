@@ -1,0 +1,179 @@
+from datetime import timedelta
+
+import pytest
+
+from django_jobs import Backoff, NonRetriableError, RetryAfter, StepError, job
+from django_jobs.models import RunStatus, StepStatus
+from django_jobs.testing import now
+
+EVEN = Backoff(first=timedelta(seconds=10), factor=2, jitter=0)
+HOUR = timedelta(hours=1)
+
+
+class Flaky:
+    """Fails with each of these errors in turn, then works."""
+
+    def __init__(self, *errors):
+        self.errors, self.calls = list(errors), []
+
+    def __call__(self, result="done"):
+        self.calls.append(now())
+        if self.errors:
+            raise self.errors.pop(0)
+        return result
+
+
+def test_a_failing_step_is_tried_again_by_the_backoff_and_leaves_an_attempt_each_time(jobs):
+    flaky = Flaky(ValueError("one"), ValueError("two"))
+
+    @job("flaky", backoff=EVEN)
+    def a_job(ctx):
+        return ctx.step.run("call", flaky)
+
+    run = jobs.run(a_job)
+    assert (run.status, run.wake_at - now()) == (RunStatus.QUEUED, timedelta(seconds=10))
+    assert run.steps.get().status == StepStatus.WAITING
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.status, run.output) == (RunStatus.COMPLETED, "done")
+    assert [b - a for a, b in zip(flaky.calls, flaky.calls[1:], strict=False)] == [
+        timedelta(seconds=10),
+        timedelta(seconds=20),
+    ]
+    assert [(a.number, a.step.name, a.error["message"]) for a in run.attempts.all()] == [
+        (1, "call", "one"),
+        (2, "call", "two"),
+    ]
+    assert "raise self.errors.pop(0)" in run.attempts.first().error["traceback"]
+
+
+def test_retries_are_counted_for_each_step(jobs):
+    first, second = Flaky(*[ValueError()] * 2), Flaky(*[ValueError()] * 2)
+
+    @job("two", retries=2, backoff=EVEN)
+    def a_job(ctx):
+        return [ctx.step.run("first", first, 1), ctx.step.run("second", second, 2)]
+
+    run = jobs.run(a_job)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.output, run.attempts.count()) == ([1, 2], 4)
+
+
+def test_out_of_retries_the_step_error_can_be_caught_and_is_raised_again_on_every_replay(jobs, ledger):
+    @job("saga", retries=1, backoff=EVEN)
+    def saga(ctx):
+        try:
+            ctx.step.run("charge", Flaky(*[ValueError("declined")] * 9))
+        except StepError as error:
+            ctx.step.sleep("think", HOUR)
+            return [error.step, error.type, error.message, error.attempts]
+
+    run = jobs.run(saga)
+    jobs.advance(3 * HOUR)
+    run.refresh_from_db()
+    assert (run.status, run.output) == (RunStatus.COMPLETED, ["charge", "ValueError", "declined", 2])
+    assert run.steps.get(name="charge").status == StepStatus.FAILED
+
+
+def test_an_uncaught_step_error_fails_the_run_at_once(jobs):
+    @job("fails", retries=1, backoff=EVEN)
+    def fails(ctx):
+        ctx.step.run("charge", Flaky(*[ValueError("declined")] * 9))
+
+    run = jobs.run(fails)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.status, run.error["type"], run.attempts.count()) == (RunStatus.FAILED, "StepError", 2)
+    assert "ValueError: declined" in run.error["message"]
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+def test_a_non_retriable_error_is_not_tried_again(where, jobs):
+    flaky = Flaky(NonRetriableError("never"))
+
+    @job("stops")
+    def stops(ctx):
+        return ctx.step.run("call", flaky) if where == "in a step" else flaky()
+
+    run = jobs.run(stops)
+    assert run.status == RunStatus.FAILED
+    assert len(flaky.calls) == 1
+    assert "never" in run.error["message"]
+
+
+@pytest.mark.parametrize("delay", [timedelta(minutes=7), 420, "instant"])
+def test_retry_after_says_when(delay, jobs):
+    flaky = Flaky(RetryAfter(now() if delay == "instant" else delay))
+    flaky.errors = [RetryAfter(jobs._now + timedelta(minutes=7) if delay == "instant" else delay)]
+
+    @job("later")
+    def later(ctx):
+        return ctx.step.run("call", flaky)
+
+    run = jobs.run(later)
+    assert run.wake_at - run.started_at == timedelta(minutes=7)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert run.status == RunStatus.COMPLETED
+
+
+def test_the_code_between_steps_has_a_count_of_its_own_reset_by_each_checkpoint(jobs):
+    before, after = Flaky(*[ValueError("a")] * 2), Flaky(*[ValueError("b")] * 2)
+    attempts = []
+
+    @job("body", retries=2, backoff=EVEN)
+    def body(ctx):
+        attempts.append(ctx.attempt)
+        before()
+        ctx.step.run("middle", int)
+        return after()
+
+    run = jobs.run(body)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.status, run.output, run.attempts.count()) == (RunStatus.COMPLETED, "done", 4)
+    assert attempts == [0, 1, 2, 1, 2]
+    assert {attempt.step for attempt in run.attempts.all()} == {None}
+
+
+def test_using_gives_one_step_another_policy(jobs):
+    @job("using", retries=4)
+    def a_job(ctx):
+        ctx.step.using(retries=0).run("once", Flaky(ValueError("no")))
+
+    run = jobs.run(a_job)
+    assert (run.status, run.attempts.count()) == (RunStatus.FAILED, 1)
+
+
+def test_a_result_that_is_not_json_names_step_and_path_and_is_not_tried_again(jobs, ledger):
+    @job("returns-an-object")
+    def a_job(ctx):
+        ctx.step.run("load", lambda: ledger.note("loaded", {"items": [1, {"user": object()}]}))
+
+    run = jobs.run(a_job)
+    assert (run.status, ledger) == (RunStatus.FAILED, ["loaded"])
+    assert 'step "load"' in run.error["message"]
+    assert ".items[1].user" in run.error["message"]
+
+
+def test_a_backoff_of_the_jobs_own_that_fails_costs_nothing(jobs):
+    @job("own-backoff", backoff=lambda attempt: 1 / 0)
+    def a_job(ctx):
+        return ctx.step.run("call", Flaky(ValueError("once")))
+
+    run = jobs.run(a_job)
+    assert run.attempts.count() == 1
+    flaky_again = jobs.advance(HOUR)
+    assert flaky_again is None
+    run.refresh_from_db()
+    assert run.attempts.first().error["message"] == "once"
+
+
+def test_an_exit_in_a_step_is_a_failure_like_another(jobs):
+    @job("exits", retries=0)
+    def exits(ctx):
+        ctx.step.run("exit", Flaky(SystemExit(3)))
+
+    run = jobs.run(exits)
+    assert (run.status, run.attempts.get().error["type"]) == (RunStatus.FAILED, "SystemExit")

@@ -1,0 +1,40 @@
+import pytest
+
+from django_jobs import JobNotFound, cron, job, trigger
+from django_jobs.exceptions import InvalidEvent
+from django_jobs.models import Event, Run
+
+
+def test_a_job_is_started_by_hand_with_its_data(jobs):
+    @job("by-hand")
+    def by_hand(ctx):
+        return ctx.event.data
+
+    run = by_hand.start({"x": 1})
+    assert (run.job_id, run.status, run.event.name) == ("by-hand", "queued", "django_jobs/job.started")
+    jobs.drain()
+    run.refresh_from_db()
+    assert run.output == {"x": 1}
+    assert jobs.emitted() == []
+
+
+def test_a_cron_job_is_run_now_by_its_id(jobs):
+    job("nightly", cron("0 3 * * *"))(lambda ctx: "ran")
+    run = trigger("nightly")
+    jobs.drain()
+    run.refresh_from_db()
+    assert (run.output, run.scheduled_for) == ("ran", None)
+
+
+def test_an_unknown_id_is_refused_with_the_known_ones(jobs):
+    job("known")(lambda ctx: None)
+    with pytest.raises(JobNotFound, match=r'No job "unknown" is declared\. Declared: known\.'):
+        trigger("unknown")
+    assert not Event.objects.exists()
+
+
+def test_data_that_is_no_dict_is_refused(jobs):
+    by_hand = job("by-hand")(lambda ctx: None)
+    with pytest.raises(InvalidEvent, match="must be a dict, not list"):
+        by_hand.start([1])
+    assert not Run.objects.exists()
