@@ -135,14 +135,13 @@ class JobFilter(admin.SimpleListFilter):
 
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin):
-    list_display = ("job_id", "status", "queued_at", "took", "passes", "event", "reason")
+    list_display = ("job_id", "status", "queued_at", "took", "reason")
     list_filter = ("status", JobFilter, "queued_at")
-    list_select_related = ("event",)
     ordering = ("-id",)
     sortable_by = ()
     search_fields = ("id",)
     named = "job_id"
-    payloads = ("output", "error", "event__data")
+    payloads = ("output", "error")
     inlines = (StepInline, AttemptInline)
     readonly_fields = ("took", "result")
     fieldsets = (
@@ -172,7 +171,6 @@ class EventAdmin(ReadOnlyAdmin):
 @admin.register(Job)
 class JobAdmin(ReadOnlyAdmin):
     list_display = ("id", "group", "started_by", "registered", "next_run_at", "runs")
-    list_filter = ("group", "declared")
     search_fields = ("id",)
     exclude = ("triggers", "declared", "paused_at")
     readonly_fields = ("started_by", "registered", "runs")

@@ -130,7 +130,7 @@ def check_commands(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"manage.py {command} is the one of {owners[command]}, which comes first in INSTALLED_APPS.",
-            hint=f'Put "django_jobs" before the app that has {owners[command]} in INSTALLED_APPS.',
+            hint=f'Put "django_jobs" before "{owners[command]}" in INSTALLED_APPS.',
             id="django_jobs.W001",
         )
         for command in ("runjobs", "jobs")

@@ -55,7 +55,7 @@ def _is_verified(user: Any, email: str) -> bool:
     """Ask django-allauth where it is installed; it verifies addresses."""
     if not apps.is_installed("allauth.account"):
         return True
-    addresses = apps.get_model("account", "EmailAddress")._default_manager
+    addresses = apps.get_model("account", "EmailAddress")._default_manager  # type: ignore[misc]
     return addresses.filter(user=user, email__iexact=email, verified=True).exists()
 
 

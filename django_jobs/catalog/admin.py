@@ -31,7 +31,7 @@ class BillingAccountAdmin(admin.ModelAdmin):
     #: The balance is the sum of the ledger: nobody writes it by hand.
     readonly_fields = ["credits", "credits_last_granted_at", "credits_anchor_day"]
 
-    def get_queryset(self, request):  # type: ignore[no-untyped-def]
+    def get_queryset(self, request):
         return super().get_queryset(request).prefetch_related("owner")
 
 

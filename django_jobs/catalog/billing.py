@@ -38,7 +38,9 @@ def recurring_credits(ctx: Any) -> dict[str, Any]:
             break
     else:
         # A run may have so many steps; another one goes on. It starts with this step's checkpoint.
-        ctx.step.atomic("continue", lambda: recurring_credits.start({"at": at, "after": after}).pk)
+        ctx.step.atomic(
+            "continue", lambda after=after: recurring_credits.start({"at": at, "after": after}).pk
+        )
     if failed:
         raise NonRetriableError(
             f"{len(failed)} account(s) failed and {counts['granted']} got their credits; the next night tries"

@@ -37,7 +37,8 @@ def user_onboarding(ctx: Any) -> dict[str, Any]:
         return {"sent": 0, "skipped": "no-schedule"}
     if not ctx.step.atomic("claim", ports.claim, f"onboarding:{user_id}"):
         return {"sent": 0, "skipped": "already-started"}
-    sent, skipped = 0, {}
+    sent = 0
+    skipped: dict[str, Any] = {}
     for day, template, due in ctx.step.run("plan", _plan, _completed_at(ctx), ctx.now):
         ctx.step.sleep_until(f"wait-day-{day}", due)
         ended, outcome = _visit(ctx, user_id, day, template)

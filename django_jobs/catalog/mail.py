@@ -65,7 +65,9 @@ def send_template_email(template: str, context: dict[str, Any] | None = None, **
     context = {"product": option("email.product"), **(context or {})}
     subject = " ".join(_render(f"{template}/subject.txt", context).split())
     bodies = {"text": f"{template}/body.txt", "html": f"{template}/body.html"}
-    rendered = {kind: text for kind, path in bodies.items() if (text := _render_if_there(path, context))}
+    rendered: dict[str, Any] = {
+        kind: text for kind, path in bodies.items() if (text := _render_if_there(path, context))
+    }
     if not rendered:
         raise TemplateDoesNotExist(f"{template}/body.txt")
     return send_email(subject=subject, **rendered, **mail)

@@ -10,9 +10,7 @@ from . import customers
 from .forms import BuyForm, SignUpForm
 
 
-def home(
-    request: HttpRequest, sign_up: SignUpForm | None = None, buy: BuyForm | None = None
-) -> HttpResponse:
+def home(request: HttpRequest, sign_up: SignUpForm | None = None, buy: BuyForm | None = None) -> HttpResponse:
     context = {
         "sign_up": sign_up or SignUpForm(prefix="new", label_suffix=""),
         "buy": buy or BuyForm(prefix="sale", label_suffix=""),

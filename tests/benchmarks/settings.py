@@ -1,10 +1,8 @@
 """
-The settings of the measured processes: the databases and the log of the test project, its jobs left out.
+The settings of the measured processes: the databases and the log of the test project, without its apps.
 
 A benchmark measures the engine. What a host project adds in memory and start-up time is its own.
 """
-
-import os
 
 from testproject.settings import DATABASES, DEFAULT_AUTO_FIELD, LOGGING, Q_CLUSTER, SECRET_KEY, USE_TZ
 
@@ -16,7 +14,5 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django_q",
     "django_jobs",
-    "tests.lab",
     "tests.benchmarks",
 ]
-DJANGO_JOBS = {"RECYCLE": int(os.environ["LAB_RECYCLE"])} if "LAB_RECYCLE" in os.environ else {}

@@ -13,7 +13,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.management.color import no_style
 from django.db import Error, router
-from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
 from django_jobs import clock, console, events, health, registry, services
@@ -200,20 +199,20 @@ def _runs() -> Any:
 def _jobs() -> list[tuple[Job, Run | None]]:
     """Return the jobs this code declares and those the database knows besides, with their last runs."""
     now = clock.now()
-    last = _runs().filter(job_id=OuterRef("pk")).order_by("-queued_at").values("pk")[:1]
-    stored = {
-        row.pk: row for row in Job.objects.using(router.db_for_write(Job)).annotate(last=Subquery(last))
-    }
     jobs = {row.pk: row for row in services.described()}
-    for row in stored.values():
-        row.declared = row.pk in jobs
-        live = jobs.setdefault(row.pk, row)
-        live.paused_at = row.paused_at
+    for row in Job.objects.using(router.db_for_write(Job)):
+        if row.pk in jobs:
+            jobs[row.pk].paused_at = row.paused_at
+        else:
+            row.declared, row.next_run_at = False, None
+            jobs[row.pk] = row
     for job in registry.jobs():
         jobs[job.id].next_run_at = min((cron.next(now) for cron in job.crons), default=None)
-    runs = _runs().defer(*HEAVY).in_bulk([row.last for row in stored.values() if row.last])
-    found = sorted(jobs.values(), key=lambda row: (row.group, row.pk))
-    return [(row, runs.get(getattr(stored.get(row.pk), "last", None))) for row in found]
+    return [(row, _last(row)) for row in sorted(jobs.values(), key=lambda row: (row.group, row.pk))]
+
+
+def _last(job: Job) -> Run | None:
+    return _runs().filter(job_id=job.pk).defer(*HEAVY).order_by("-queued_at").first()
 
 
 def _no_runs(options: dict[str, Any]) -> str:

@@ -31,7 +31,9 @@ class Command(BaseCommand):
     requires_migrations_checks = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--once", action="store_true", help="no site; end when all is done, and show the runs")
+        parser.add_argument(
+            "--once", action="store_true", help="no site; end when all is done, and show the runs"
+        )
         parser.add_argument("--port", type=int, default=8000, help="the first port to try (%(default)s)")
 
     def handle(self, *args: Any, once: bool, port: int, **options: Any) -> None:
@@ -59,7 +61,9 @@ class Command(BaseCommand):
             faults.append(f"runjobs ended with {runjobs.returncode}")
         self.table(emitted)
         if faults:
-            raise CommandError("\n".join(["This did not end as it should:", *(f"- {fault}" for fault in faults)]))
+            raise CommandError(
+                "\n".join(["This did not end as it should:", *(f"- {fault}" for fault in faults)])
+            )
         self.stdout.write(self.style.SUCCESS("Every run ended as it should."))
         self.where_mail_is(emitted)
 
@@ -100,12 +104,17 @@ class Command(BaseCommand):
         self.stdout.write("")
 
     def where_to_look(self, site: str, emitted: sample.Emitted) -> None:
-        login = "user admin, password admin" if settings.DEBUG else "make yourself a user: manage.py createsuperuser"
+        login = (
+            "user admin, password admin"
+            if settings.DEBUG
+            else "make yourself a user: manage.py createsuperuser"
+        )
         self.say("Where to look")
         self.stdout.write(f"  The back office  {site}  (sign somebody up, sell a plan)")
         self.stdout.write(f"  The admin        {site}admin/  ({login})")
         self.where_mail_is(emitted)
-        self.stdout.write(f"  The same runs    DATABASE_URL={os.environ['DATABASE_URL']} {_python()} manage.py jobs runs")
+        database = os.environ["DATABASE_URL"]
+        self.stdout.write(f"  The same runs    DATABASE_URL={database} {_python()} manage.py jobs runs")
         self.stdout.write("Stop with Ctrl-C.")
         self.stdout.flush()
 
