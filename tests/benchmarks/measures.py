@@ -182,5 +182,6 @@ def cron_lateness() -> float:
     with Cluster(BENCH_CRON="1"):
         wait_until(lambda: Run.objects.filter(job_id="bench-cron", status="completed").exists(), 70)
     run = Run.objects.filter(job_id="bench-cron").order_by("scheduled_for")[0]
-    assert run.started_at and run.scheduled_for
+    assert run.started_at is not None
+    assert run.scheduled_for is not None
     return (run.started_at - run.scheduled_for).total_seconds()

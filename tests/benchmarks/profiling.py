@@ -1,0 +1,161 @@
+"""
+Where the processor time of a step and of a run goes, in one process with no cluster around it.
+
+Time spent waiting for the database is not in these figures: they are of the processor, not of the clock.
+"""
+
+import cProfile
+import pstats
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.db import connection
+
+from django_jobs import EventSpec, clock, emit, emit_many, executor
+from django_jobs.broker import RunBroker
+from django_jobs.channel import pair
+from django_jobs.models import Run, Step
+
+from . import workloads
+from .databases import connect
+from .processes import processor_seconds
+
+BATCH = 8
+
+
+def _claimed(runs: int) -> list[Run]:
+    return [run for _, run in RunBroker().dequeue(runs)]
+
+
+def _microseconds(work: Callable[[], Any], *, each: int) -> float:
+    begun = time.process_time()
+    work()
+    return 1e6 * (time.process_time() - begun) / each
+
+
+def of_a_step(steps: int) -> dict[str, float]:
+    """Return the microseconds a step takes in the worker, and in the database where that can be seen."""
+    workloads.clear()
+    emit("bench/chain", {"steps": steps})
+    [run] = _claimed(1)
+    server = _server()
+    before = processor_seconds(server)
+    found = {"worker": _microseconds(lambda: executor.execute(run), each=steps)}
+    if server:
+        found["server"] = 1e6 * (processor_seconds(server) - before) / steps
+    workloads.check(1, steps)
+    return found | {"driver": _driver_alone(steps)}
+
+
+def _server() -> list[int]:
+    """Return the process that serves this connection, if it is PostgreSQL's and on this host."""
+    if connection.vendor != "postgresql":
+        return []
+    pid = connection.connection.info.backend_pid
+    comm = Path(f"/proc/{pid}/comm")
+    return [pid] if comm.exists() and comm.read_text().startswith("postgres") else []
+
+
+def _driver_alone(steps: int) -> float:
+    """Give the statement of a checkpoint to the plain driver, so many times."""
+    workloads.clear()
+    emit("bench/chain", {"steps": 0})
+    [run] = _claimed(1)
+    sql, parameters = _checkpoint_statement(run)
+    if connection.vendor == "sqlite":
+        sql = sql.replace("%s", "?")
+    plain = connect(connection.settings_dict)
+    cursor = plain.cursor()
+    if connection.vendor == "postgresql":
+        import psycopg
+
+        cursor = psycopg.ClientCursor(plain)
+
+    def write() -> None:
+        for n in range(steps):
+            cursor.execute(sql, [f"again-{n}" if value == "once" else value for value in parameters])
+
+    found = _microseconds(write, each=steps)
+    plain.close()
+    assert Step.objects.filter(run=run).count() == steps + 1
+    return found
+
+
+def _checkpoint_statement(run: Run) -> tuple[str, Any]:
+    now = clock.now()
+    step = Step(run=run, name="once", kind="run", status="completed", attempts=1, started_at=now, finished_at=now)
+    seen = []
+
+    def note(execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
+        seen.append((sql, parameters))
+        return execute(sql, parameters, many, context)
+
+    with connection.execute_wrapper(note):
+        Step.objects.checkpoint(step, run.lease, "null")
+    [found] = seen
+    return found
+
+
+def of_a_run(runs: int) -> dict[str, float]:
+    """Return the microseconds that each part of a run without steps takes, in the process that does it."""
+    workloads.clear()
+    specs = [EventSpec("bench/chain", {"steps": 0})] * runs
+    found = {"emit": _microseconds(lambda: [emit(spec.name, spec.data) for spec in specs], each=runs)}
+    workloads.clear()
+    emit_many(specs)
+    claimed: list[Run] = []
+    claim = lambda: [claimed.extend(_claimed(BATCH)) for _ in range(runs // BATCH)]  # noqa: E731
+    found["claim"] = _microseconds(claim, each=len(range(0, runs, BATCH)) * BATCH)
+    here, there = pair()
+    found["send"] = _microseconds(lambda: [_send(here, there, run) for run in claimed], each=runs)
+    found["execute"] = _microseconds(lambda: [executor.execute(run) for run in claimed], each=runs)
+    here.close()
+    there.close()
+    workloads.check(runs, steps=0)
+    return found
+
+
+def _send(here: Any, there: Any, run: Run) -> None:
+    here.send(run)
+    there.receive()
+
+
+def shares(steps: int) -> dict[str, float]:
+    """Return the per cent of a step's processor time by whose code it is spent in."""
+    workloads.clear()
+    emit("bench/chain", {"steps": steps})
+    [run] = _claimed(1)
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(executor.execute, run)
+    owners = _by_owner(pstats.Stats(profile).stats)
+    total = sum(owners.values())
+    return {owner: 100 * spent / total for owner, spent in owners.most_common()}
+
+
+def _by_owner(stats: dict) -> Counter[str]:
+    """Add up the own time of each function; what is built in counts for those who call it."""
+    owners: Counter[str] = Counter()
+    for function, (_, _, own, _, callers) in stats.items():
+        owner = _owner(*function)
+        if owner:
+            owners[owner] += own
+        else:
+            for caller, (_, _, spent, _) in callers.items():
+                owners[_owner(*caller) or "Python"] += spent
+    return owners
+
+
+def _owner(file: str, line: int, name: str) -> str:
+    """Say whose code a function is; "" for what is built in and belongs to nobody."""
+    if any(driver in f"{file} {name}" for driver in ("sqlite3.", "psycopg", "MySQLdb")):
+        return "the database driver"
+    if file == "~":
+        return ""
+    parts = Path(file).parts
+    for package, owner in (("tests", "the job itself"), ("django_jobs", "django_jobs"), ("django", "Django"), ("json", "json")):
+        if package in parts:
+            return f"{owner}.{Path(file).stem}" if owner == "django_jobs" else owner
+    return "Python"

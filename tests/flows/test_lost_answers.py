@@ -1,0 +1,183 @@
+"""The database did what it was told, but the connection broke before it could say so."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection
+
+from django_jobs import job, on
+from django_jobs.models import Event, Run
+
+# SQLite is a file: there is nobody whose answer could get lost.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql", "mysql")]
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def lost_answer(monkeypatch):
+    """Lose the next answer: to a COMMIT, or to the next statement that begins so outside a transaction."""
+    waiting = []
+
+    def lose(what="COMMIT"):
+        waiting.append(what)
+
+    def lost(what):
+        waiting.remove(what)
+        connection.connection.close()
+        raise OperationalError("the connection is gone")
+
+    commit = connection._commit
+
+    def commit_and_lose():
+        commit()
+        if "COMMIT" in waiting:
+            lost("COMMIT")
+
+    def execute_and_lose(execute, sql, params, many, context):
+        result = execute(sql, params, many, context)
+        for what in [what for what in waiting if sql.startswith(what) and not connection.in_atomic_block]:
+            lost(what)
+        return result
+
+    monkeypatch.setattr(connection, "_commit", commit_and_lose)
+    with connection.execute_wrapper(execute_and_lose):
+        yield lose
+    assert waiting == [], "nothing was lost: the test does not test what it says"
+
+
+def ended(run):
+    run.refresh_from_db()
+    return run.status, run.output
+
+
+def test_a_checkpoint_that_was_written_is_not_written_twice(jobs, ledger, lost_answer):
+    def work():
+        lost_answer("INSERT")
+        return ledger.note("worked", 7)
+
+    @job("unlucky")
+    def unlucky(ctx):
+        return [ctx.step.run("work", work), ctx.step.run("after", int)]
+
+    run = jobs.run(unlucky)
+
+    assert ended(run) == ("completed", [7, 0])
+    assert ledger == ["worked"]
+    assert not run.attempts.exists()
+
+
+def test_the_checkpoint_of_a_second_try_is_not_lost_either(jobs, ledger, lost_answer):
+    def work():
+        ledger.note("worked")
+        if len(ledger) == 1:
+            raise ConnectionError
+        lost_answer()
+        return 7
+
+    @job("unlucky")
+    def unlucky(ctx):
+        return ctx.step.run("work", work)
+
+    run = jobs.run(unlucky)
+    jobs.advance(HOUR)
+
+    assert ended(run) == ("completed", 7)
+    assert ledger == ["worked", "worked"]
+
+
+@pytest.mark.parametrize("retries", [0, 4])
+def test_what_an_atomic_step_committed_counts_though_nobody_heard(retries, jobs, rows, lost_answer):
+    def work():
+        lost_answer()
+        return rows.add("row")
+
+    @job("unlucky", retries=retries)
+    def unlucky(ctx):
+        return ctx.step.atomic("work", work)
+
+    run = jobs.run(unlucky)
+    jobs.advance(HOUR)
+
+    assert rows.names() == ["row"]
+    assert ended(run) == ("completed", "row")
+
+
+@pytest.mark.parametrize("retries", [1, 4])
+def test_what_a_second_try_of_an_atomic_step_committed_counts_though_nobody_heard(retries, jobs, rows, lost_answer):
+    tries = []
+
+    def work():
+        tries.append(1)
+        rows.add(f"row {len(tries)}")
+        if len(tries) == 1:
+            raise ConnectionError
+        lost_answer()
+        return "done"
+
+    @job("unlucky", retries=retries)
+    def unlucky(ctx):
+        return ctx.step.atomic("work", work)
+
+    run = jobs.run(unlucky)
+    jobs.advance(HOUR)
+
+    assert rows.names() == ["row 2"]
+    assert ended(run) == ("completed", "done")
+
+
+@pytest.mark.parametrize("retries", [0, 4])
+def test_an_event_whose_commit_nobody_heard_is_emitted_once(retries, jobs, lost_answer):
+    job("listener", on("a/b"))(lambda ctx: None)
+
+    @job("unlucky", retries=retries)
+    def unlucky(ctx):
+        ctx.step.run("prepare", lost_answer)
+        return ctx.step.emit("tell", "a/b")
+
+    run = jobs.run(unlucky)
+    jobs.advance(HOUR)
+
+    event = Event.objects.get(name="a/b")
+    assert event.runs.count() == 1
+    assert ended(run) == ("completed", event.pk)
+
+
+def test_a_failure_that_was_recorded_is_recorded_once(jobs, lost_answer):
+    tries = []
+
+    def work():
+        tries.append(1)
+        if len(tries) == 1:
+            lost_answer()
+            raise ConnectionError
+        return 7
+
+    @job("unlucky")
+    def unlucky(ctx):
+        return ctx.step.run("work", work)
+
+    run = jobs.run(unlucky)
+    assert run.attempts.count() == 1
+    jobs.advance(HOUR)
+
+    assert ended(run) == ("completed", 7)
+    assert run.attempts.count() == 1
+
+
+@pytest.mark.parametrize("ending", ["complete", "sleep"])
+def test_a_settle_that_was_done_stays_done(ending, jobs, lost_answer):
+    @job("unlucky")
+    def unlucky(ctx):
+        if ending == "sleep":
+            ctx.step.sleep_until("past", ctx.now)
+            lost_answer("INSERT")
+            ctx.step.sleep("nap", HOUR)
+        lost_answer("UPDATE")
+        return 7
+
+    run = jobs.run(unlucky)
+    jobs.advance(HOUR)
+
+    assert ended(run) == ("completed", 7)
+    assert Run.objects.get().crashes == 0
