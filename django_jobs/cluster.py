@@ -72,7 +72,9 @@ class Guard(Sentinel):
         super().__init__(multiprocessing.Event(), multiprocessing.Event(), uuid4(), broker, start=False)
         self.pulse = RawValue("d", time.monotonic())
         self.pool_size = options.workers
-        self.pool: list[Any]
+        self.pool: list[Any] = []
+        #: Workers whose pusher died: they have lost their line, and each ends after the step in hand.
+        self.leaving: list[Any] = []
         self.start()
 
     def start(self) -> None:
@@ -113,7 +115,8 @@ class Guard(Sentinel):
 
     def _fork(self, body: Callable[[], None], *ends: Any, daemon: bool = True) -> Any:
         """Start ``body`` in a child that keeps no end of a line that is not its own."""
-        not_its_own = [self.parent, self.pusher_line, *(worker.control for worker in self.pool), *ends]
+        controls = [worker.control for worker in (*self.pool, *self.leaving)]
+        not_its_own = [self.parent, self.pusher_line, *controls, *ends]
         process = get_mp_context().Process(target=_be_child, args=(body, not_its_own), daemon=daemon)
         process.born = time.monotonic()
         process.start()
@@ -125,6 +128,9 @@ class Guard(Sentinel):
 
     def _be_worker(self, line: channel.Channel, control: socket.socket) -> None:
         _title("worker")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Not SIG_IGN, which the programs that a step starts would inherit.
+            signal.signal(number, lambda *_: None)
         Worker(line, control, self.broker, threads=self.options.threads).work()
 
     # Guarding.
@@ -159,14 +165,18 @@ class Guard(Sentinel):
         return order
 
     def _sentinels(self) -> list[int]:
-        return [process.sentinel for process in (*self.pool, self.pusher)]
+        return [process.sentinel for process in (*self.pool, *self.leaving, self.pusher)]
 
     def _end_with_the_parent(self) -> None:
-        for process in (*self.pool, self.pusher):
+        for process in (*self.pool, *self.leaving, self.pusher):
             process.kill()
         os._exit(1)
 
     def _replace_the_dead(self) -> None:
+        for worker in [worker for worker in self.leaving if not worker.is_alive()]:
+            worker.join()
+            worker.control.close()
+            self.leaving.remove(worker)
         if not self.pusher.is_alive():
             self.reincarnate(self.pusher)
         for worker in [worker for worker in self.pool if not worker.is_alive()]:
@@ -180,7 +190,11 @@ class Guard(Sentinel):
         if process is self.pusher:
             signals.log_replaced("pusher", process.pid, process.exitcode)
             self.pusher_line.close()
+            # A fresh pool at once, for a step may last hours.
+            self.leaving, self.pool = self.leaving + self.pool, []
             self.spawn_pusher()
+            for _ in range(self.pool_size):
+                self.spawn_worker()
         else:
             signals.log_replaced("worker", process.pid, process.exitcode)
             process.control.close()
@@ -206,11 +220,12 @@ class Guard(Sentinel):
         """
         self.stop_event.set()
         until = time.monotonic() + grace
-        self._tell(DRAIN, self.pusher_line, *(worker.control for worker in self.pool))
-        while any(worker.is_alive() for worker in self.pool) and time.monotonic() < until:
+        workers = self.pool + self.leaving
+        self._tell(DRAIN, self.pusher_line, *(worker.control for worker in workers))
+        while any(worker.is_alive() for worker in workers) and time.monotonic() < until:
             if self._listen(0.1) == STOP_NOW:
                 until = 0
-        for worker in self.pool:
+        for worker in workers:
             worker.kill()
             worker.join()
         self._tell(FINISH, self.pusher_line)

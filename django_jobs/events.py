@@ -65,6 +65,12 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
 
 
 def _emit(drafts: Sequence[tuple[Event, str]], using: str, now: datetime) -> list[Event]:
+    for event, _ in drafts:
+        # An earlier try may have failed at its COMMIT. If only the answer got lost, a keyed event finds
+        # the first one, since it has another id now.
+        event._state.adding = True
+        if event.key is not None:
+            event.pk, event.digest = uuid7(), digest(event.name, event.key)
     with _transaction(using):
         events = _insert(drafts, using)
         fresh = list({event.pk: event for event in events if event._state.adding}.values())

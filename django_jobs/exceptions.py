@@ -44,9 +44,11 @@ class RetryAfter(JobsError):
     """Try again later, at a time of the job's choosing."""
 
     def __init__(self, delay: timedelta | datetime | int | float, message: str | None = None) -> None:
-        if isinstance(delay, datetime) and delay.tzinfo is None:
-            raise TypeError("RetryAfter takes an aware datetime: add a time zone to it.")
-        self.delay = timedelta(seconds=delay) if isinstance(delay, int | float) else delay
+        if isinstance(delay, int | float):
+            delay = timedelta(seconds=delay)
+        if not isinstance(delay, timedelta) and (not isinstance(delay, datetime) or delay.tzinfo is None):
+            raise TypeError(f"RetryAfter takes a timedelta, seconds or an aware datetime, not {delay!r}.")
+        self.delay = delay
         super().__init__(message)
 
 

@@ -18,7 +18,7 @@ from .exceptions import Interrupt, NonRetriableError, StepError
 from .history import brought_event, describe, read_history
 from .models import Attempt, Event, Run, Step
 from .outage import outlast
-from .passes import HandedBack, Lost, Parked, Pass
+from .passes import Died, HandedBack, Lost, Parked, Pass
 from .steps import Steps, next_try
 
 
@@ -107,12 +107,14 @@ def _execute(current: Pass) -> None:
     """Call the job and turn how it ended into the run's next status, the one place that decides it."""
     try:
         output = _call(current)
+    except (Died, KeyboardInterrupt):
+        raise
     except Interrupt as interrupt:
         if current.swallowed:
             _fail(current, _swallowed(current))
         else:
             _interrupted(current, interrupt)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         _fail(current, _swallowed(current) if current.interrupt else error)
     else:
         if current.interrupt:

@@ -34,6 +34,10 @@ class HandedBack(Interrupt):
     """The worker is stopping: another one goes on from here."""
 
 
+class Died(Interrupt):
+    """Stands for kill -9 in the testing kit: nothing may act on it."""
+
+
 class Lost(Interrupt):
     """Another worker holds the run's lease now, or the run was cancelled."""
 
@@ -135,10 +139,10 @@ class Pass:
             yield
 
     def progressed(self, step: Step) -> None:
-        """Start the count of the code between steps anew, and tell the world."""
-        if self.attempt:
-            self.attempt = 0
-            outlast(self.using, self.held.forget_attempts)
+        """Start the counts of failed tries and lost workers anew, and tell the world."""
+        if self.attempt or self.run.crashes:
+            self.attempt = self.run.crashes = 0
+            outlast(self.using, self.held.forget_failures)
         if signals.step_finished.has_listeners(Step):
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
 

@@ -16,6 +16,7 @@ from django.db.models import Min
 from django_q.models import Schedule
 
 from . import clock, registry, signals, wakeup
+from .exceptions import JobNotFound
 from .models import Job, Run
 from .models.fields import uuid7
 from .triggers import CronTrigger, spread
@@ -27,8 +28,8 @@ FIRE = "django_jobs.scheduler.fire"
 #: A slot found later than this counts as missed, which is where ``catch_up`` decides.
 PUNCTUAL = timedelta(seconds=60)
 
-#: So many missed slots of one trigger are caught up at the most.
-MOST_CAUGHT_UP = 1000
+#: So many missed slots of one trigger are started in one tick; the rest in the next ones.
+MOST_AT_ONCE = 1000
 
 
 def fire(job_id: str, trigger: str, scheduled_for: datetime | str) -> str | None:
@@ -39,7 +40,9 @@ def fire(job_id: str, trigger: str, scheduled_for: datetime | str) -> str | None
     """
     slot = datetime.fromisoformat(scheduled_for) if isinstance(scheduled_for, str) else scheduled_for
     job = registry.get(job_id)
-    cron = next(cron for cron in job.crons if cron.key == trigger)
+    cron = next((cron for cron in job.crons if cron.key == trigger), None)
+    if cron is None:
+        raise JobNotFound(f'Job "{job_id}" has no cron "{trigger}".')
     runs = _start(job, cron, [slot.astimezone(UTC)])
     return str(runs[0].pk) if runs else None
 
@@ -59,16 +62,18 @@ def _fire_due(row: Schedule, now: datetime) -> None:
     if found is None:
         return  # The next ``reconcile`` takes the row away.
     job, cron = found
+    slots = _slots(cron, row.next_run, now)
     # Started first and moved on second: a crash in between fires the slot again, which starts nothing.
-    _start(job, cron, _slots(cron, row.next_run, now))
-    _ours().filter(pk=row.pk, next_run=row.next_run).update(next_run=cron.next(now))
+    _start(job, cron, slots)
+    done_until = slots[-1] if len(slots) == MOST_AT_ONCE else now
+    _ours().filter(pk=row.pk, next_run=row.next_run).update(next_run=cron.next(done_until))
 
 
 def _slots(cron: CronTrigger, first: datetime, now: datetime) -> list[datetime]:
     """Return the slots since ``first`` that are to run, by the trigger's ``catch_up``."""
     before = first - timedelta(microseconds=1)
     if cron.catch_up == "all":
-        return list(cron.slots(before, now, limit=MOST_CAUGHT_UP))
+        return list(cron.slots(before, now, limit=MOST_AT_ONCE))
     latest = cron.latest(before, now)
     if latest is None or (cron.catch_up == "skip" and now - latest > PUNCTUAL):
         return []
@@ -179,7 +184,7 @@ def _identity(row: Schedule) -> tuple[str, str]:
     """Return which (job, trigger) a row stands for, by the arguments it would call ``fire`` with."""
     try:
         arguments = ast.literal_eval(row.kwargs)
-        return arguments["job_id"], arguments["trigger"]
+        return str(arguments["job_id"]), str(arguments["trigger"])
     except (ValueError, SyntaxError, KeyError, TypeError):
         return "", ""
 

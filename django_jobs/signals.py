@@ -152,7 +152,7 @@ def log_not_renewed(runs: int, error: Exception) -> None:
     logger.warning("the leases of %s run(s) could not be renewed: %s", runs, str(error).strip())
 
 
-def log_pass_broken(message: Any, error: Exception) -> None:
+def log_pass_broken(message: Any, error: BaseException) -> None:
     words = "a pass of %s broke off; its lease runs out and the run is taken up again"
     logger.error(words, message, exc_info=error)
 

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
-from django.db import IntegrityError, connections, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, connections, transaction
 
 from . import clock, events, passes, payloads, signals
 from .backoff import AnyBackoff, Backoff, as_backoff
 from .conf import conf
-from .exceptions import InvalidEvent, NonRetriableError, RetryAfter, StepError
+from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError
 from .history import describe
 from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
@@ -117,7 +117,11 @@ class Steps:
         started, number = clock.now(), step.attempts + 1
         try:
             text = self._work(step, work, number)
-        except (Exception, SystemExit) as error:
+        except (Interrupt, KeyboardInterrupt):
+            raise
+        except (
+            BaseException
+        ) as error:  # SystemExit and CancelledError are failures of the step like any other.
             self._failed(step, error, number, started)
         current.progressed(step)
         return payloads.loads(text)
@@ -129,12 +133,22 @@ class Steps:
             _done(step, number)
             self._write(step, text)
             return text
-        with transaction.atomic(using=self._pass.using):
-            text = self._call(step, work)
-            _done(step, number)
-            self._pass.record(step, text)
+        text = ""  # What ``_call`` returns is never empty: even None is "null".
+        try:
+            with transaction.atomic(using=self._pass.using):
+                text = self._call(step, work)
+                _done(step, number)
+                self._pass.record(step, text)
+        except (OperationalError, InterfaceError):
+            # A connection that broke may have lost no more than the answer to the COMMIT.
+            if not text or not outlast(self._pass.using, lambda: self._is_recorded(step)):
+                raise
         passes.boundary(f"committed {step.name}")
         return text
+
+    def _is_recorded(self, step: Step) -> bool:
+        steps = Step.objects.using(self._pass.using)
+        return steps.filter(run=step.run_id, name=step.name, status=StepStatus.COMPLETED).exists()
 
     def _call(self, step: Step, work: Callable[[], Any]) -> str:
         """Return what the step returned, as typed JSON."""
@@ -198,9 +212,10 @@ class Steps:
         current = self._pass
         passes.boundary(f"before failure of {step.name}")
         with current.fence():
-            if known:
-                Step.objects.using(current.using).resume(step, current.run.lease, None)
-            else:
+            steps = Step.objects.using(current.using)
+            if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
+                return  # Recorded before; only the answer got lost.
+            if not known:
                 step.pk = None  # A try that was rolled back has left an id here.
                 step.save(using=current.using, force_insert=True)
             attempts = Attempt.objects.using(current.using)
@@ -246,12 +261,11 @@ def _step_error(step: Step) -> StepError:
 
 def next_try(error: BaseException, backoff: AnyBackoff, attempt: int) -> datetime:
     """Return when to try again: when the error says, else by the back-off."""
-    if isinstance(error, RetryAfter):
-        return error.delay if isinstance(error.delay, datetime) else clock.now() + error.delay
     try:
-        delay = backoff.delay(attempt)
+        delay = error.delay if isinstance(error, RetryAfter) else backoff.delay(attempt)
+        return delay if isinstance(delay, datetime) else clock.now() + delay
     except Exception as broken:
-        # A job's own back-off function failed. That must not cost the run the attempt's record.
+        # A back-off function with a bug, a span beyond the calendar: that must not cost the run the
+        # attempt's record.
         signals.log_backoff_broken(broken)
-        delay = Backoff().delay(attempt)
-    return clock.now() + delay
+        return clock.now() + Backoff().delay(attempt)

@@ -19,10 +19,6 @@ from .models import OPEN, Event, Run, claim
 MOST_PASSES = 100_000
 
 
-class WorkerDied(BaseException):
-    """Stands for kill -9: no handler of the engine or the job may act on it."""
-
-
 def now() -> datetime:
     """Return what the clock of ``jobs`` says: the virtual instant inside a test, else the real one."""
     return clock.now()
@@ -113,12 +109,12 @@ class Jobs:
             seen += 1
             if seen > nth:
                 passes.boundary = _nothing
-                raise WorkerDied(moment)
+                raise passes.Died(moment)
 
         passes.boundary = die
         try:
             self._until_quiet()
-        except WorkerDied:
+        except passes.Died:
             return True
         finally:
             passes.boundary = _nothing

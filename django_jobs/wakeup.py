@@ -83,7 +83,8 @@ class ListenBell(Bell):
 
     def rung(self) -> bool:
         now = time.monotonic()
-        heard = bool(self._listening) and _notifications(self._listening)
+        with connections[self.using].wrap_database_errors:
+            heard = bool(self._listening) and _notifications(self._listening)
         if heard:
             self._again_at = now + 2 * COALESCE
             self.pause = 2 * COALESCE
@@ -115,7 +116,8 @@ class VersionBell(Bell):
     def rung(self) -> bool:
         wrapper = connections[self.using]
         wrapper.ensure_connection()
-        version = wrapper.connection.execute("PRAGMA data_version").fetchone()[0]
+        with wrapper.wrap_database_errors:
+            version = wrapper.connection.execute("PRAGMA data_version").fetchone()[0]
         moved, self._version = version != self._version, version
         return moved
 

@@ -97,7 +97,8 @@ class Worker:
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
                 self.broker.perform(*message)
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it was, this thread goes on, and the pusher hears that it is free.
             signals.log_pass_broken(message, error)
         finally:
             if done:

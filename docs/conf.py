@@ -16,7 +16,7 @@ release = version = __version__
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**/_*.md"]  # What begins with _ is included by a page.
 
 html_theme = "furo"
 html_title = f"django_jobs {release}"

@@ -6,6 +6,7 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 """
 
 import json
+import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -82,9 +83,22 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=until)
 
     def abandon(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
-        """End the leases of a worker that died now: the next claim takes the runs over and counts a crash."""
+        """
+        End the leases of a worker that died: the next claims take the runs over and count a crash.
+
+        At once, unless they had crashed before: one of those may be what kills the workers, so they come
+        back one after the other and do not all go down with it again.
+        """
         ids, tokens = zip(*leases, strict=True)
-        return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=clock.now())
+        mine = self.filter(pk__in=ids, lease__in=set(tokens))
+        now = clock.now()
+        released = mine.filter(crashes=0).update(wake_at=now)
+        suspects = list(mine.filter(crashes__gt=0).values_list("pk", flat=True))
+        random.shuffle(suspects)
+        for place, pk in enumerate(suspects):
+            later = now + timedelta(seconds=place * conf.LEASE_SECONDS / 3)
+            released += mine.filter(pk=pk).update(wake_at=later)
+        return released
 
     def hand_back(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
         """Put runs back into the queue as if never claimed: a stopping worker is no failure."""
@@ -143,8 +157,8 @@ class Held:
     def retry(self, at: datetime, attempt: int) -> int:
         return self._move(RunStatus.QUEUED, wake_at=at, attempt=attempt, crashes=0)
 
-    def forget_attempts(self) -> int:
-        return self._write(attempt=0)
+    def forget_failures(self) -> int:
+        return self._write(attempt=0, crashes=0)
 
     def exists(self) -> bool:
         return (

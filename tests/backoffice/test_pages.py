@@ -21,7 +21,12 @@ def test_the_empty_site_says_what_to_do(client):
 @pytest.mark.django_db
 def test_every_job_is_on_the_page_with_what_starts_it(client):
     page = client.get("/").content.decode()
-    for words in ("send-invoice", "on(&quot;plan/bought&quot;)", "Number an invoice, book it and mail it.", "recurring-credits"):
+    for words in (
+        "send-invoice",
+        "on(&quot;plan/bought&quot;)",
+        "Number an invoice, book it and mail it.",
+        "recurring-credits",
+    ):
         assert words in page
 
 

@@ -1,6 +1,5 @@
 """What a cluster costs that has nothing to do: statements, processor time and memory."""
 
-import os
 import time
 from pathlib import Path
 
@@ -11,47 +10,43 @@ from tests.acceptance.conftest import Cluster
 from .processes import memory, processor_seconds
 
 
-def cost(cluster: Cluster, seconds: float) -> dict[str, float]:
-    """Watch an idle cluster for ``seconds``; return what it used, by the second and in per cent of one core."""
+#: What is measured and its unit, with the value.
+Measured = dict[tuple[str, str], float]
+
+
+def cost(cluster: Cluster, noted: Path, seconds: float) -> Measured:
+    """Watch an idle cluster that notes its statements for ``seconds``; return what it used of everything."""
     tree = cluster.tree()
-    statements, transactions, used, begun = (
-        _statements(),
-        _transactions(),
-        processor_seconds(tree),
-        time.monotonic(),
-    )
+    before, begun = _read(tree, noted), time.monotonic()
     time.sleep(seconds)
-    took = time.monotonic() - begun
+    after, took = _read(tree, noted), time.monotonic() - begun
     assert cluster.tree() == tree, "a process ended and was replaced"
-    found = {
-        "statements": (_statements() - statements) / took,
-        "processor": 100 * (processor_seconds(tree) - used) / took,
+    return {what: (after[what] - before[what]) / took for what in before}
+
+
+def _read(tree: list[int], noted: Path) -> Measured:
+    # SQLite cannot be asked from outside what it was given. The PRAGMA that watches it is no statement.
+    found: Measured = {
+        ("statements", "/s"): noted.read_text().count("\n"),
+        ("processor, all processes", "% of a core"): 100 * processor_seconds(tree),
     }
-    if transactions is not None:
-        # Less the one that asked.
-        found["transactions"] = (_transactions() - transactions - 1) / took
+    if connection.vendor == "postgresql":
+        found["transactions, as PostgreSQL counts them", "/s"] = _transactions()
     return found
 
 
-def footprint(cluster: Cluster) -> dict[str, float]:
+def footprint(cluster: Cluster) -> Measured:
     """Return the megabytes of a worker process, alone and as its share, and of all processes together."""
     workers = [memory(pid) for pid in cluster.workers]
     return {
-        "worker_rss": max(worker["rss"] for worker in workers),
-        "worker_pss": max(worker["pss"] for worker in workers),
-        "tree_pss": sum(memory(pid)["pss"] for pid in cluster.tree()),
+        ("memory of a worker, resident", "MB"): max(worker["rss"] for worker in workers),
+        ("memory of a worker, its share", "MB"): max(worker["pss"] for worker in workers),
+        ("memory of all processes", "MB"): sum(memory(pid)["pss"] for pid in cluster.tree()),
     }
 
 
-def _statements() -> int:
-    """Count what the processes noted of the statements they gave the database."""
-    return Path(os.environ["BENCH_STATEMENTS"]).read_text().count("\n")
-
-
-def _transactions() -> int | None:
-    """Ask PostgreSQL, which counts by itself: every statement outside a transaction is one."""
-    if connection.vendor != "postgresql":
-        return None
+def _transactions() -> int:
+    """Ask the database, whose count has those of this process in it: one for each question."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"

@@ -36,12 +36,13 @@ def measure(connections: int, seconds: float) -> float:
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    answers = [writer.communicate()[0].split() for writer in writers]
-    written = sum(int(rows) for rows, _ in answers)
+    answers = [[float(word) for word in writer.communicate()[0].split()] for writer in writers]
+    rows, begun, ended = zip(*answers, strict=True)
+    written = int(sum(rows))
     [(found,)] = _tell("SELECT count(*) FROM bench_limit")
     assert found == written, f"{found} rows of {written}"
     _tell("DROP TABLE bench_limit")
-    return sum(int(rows) / float(took) for rows, took in answers)
+    return written / (max(ended) - min(begun))
 
 
 def _tell(*statements: str) -> Any:
@@ -54,16 +55,16 @@ def _tell(*statements: str) -> Any:
     return found
 
 
-def insert(seconds: float) -> tuple[int, float]:
-    """Insert for so long; return how many rows, and how long it was."""
+def insert(seconds: float) -> tuple[int, float, float]:
+    """Insert for so long; return how many rows, and when that began and ended on the clock all processes share."""
     cursor, rows = connect(DATABASE).cursor(), 0
     print("ready", flush=True)
     sys.stdin.readline()
-    begun = time.perf_counter()
-    while (took := time.perf_counter() - begun) < seconds:
+    begun = time.monotonic()
+    while time.monotonic() < begun + seconds:
         cursor.execute(INSERT, ROW)
         rows += 1
-    return rows, took
+    return rows, begun, time.monotonic()
 
 
 if __name__ == "__main__":

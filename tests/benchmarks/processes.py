@@ -9,14 +9,6 @@ from typing import Any
 
 from tests.acceptance.conftest import Cluster
 
-#: What the measured processes get: nothing that is for development, and no log line for each run.
-ENVIRONMENT = {
-    "DEBUG": "0",
-    "DJANGO_SETTINGS_MODULE": "tests.benchmarks.settings",
-    "JOBS_LOG_LEVEL": "WARNING",
-    "PYTHONUNBUFFERED": "1",
-}
-
 
 @contextlib.contextmanager
 def runjobs(*arguments: str, workers: int, threads: int, **environment: str) -> Iterator[Cluster]:
@@ -24,7 +16,7 @@ def runjobs(*arguments: str, workers: int, threads: int, **environment: str) -> 
     arguments = ("--workers", str(workers), "--threads", str(threads), *arguments)
     with tempfile.TemporaryDirectory(prefix="bench_django_jobs_") as folder:
         log = Path(folder) / "runjobs.log"
-        cluster = Cluster(list(arguments), {**os.environ, **ENVIRONMENT, **environment}, log)
+        cluster = Cluster(list(arguments), {**os.environ, **environment}, log)
         try:
             yield cluster
         finally:

@@ -43,11 +43,11 @@ def of_a_step(steps: int) -> dict[str, float]:
     [run] = _claimed(1)
     server = _server()
     before = processor_seconds(server)
-    found = {"worker": _microseconds(lambda: executor.execute(run), each=steps)}
+    found = {"in the worker": _microseconds(lambda: executor.execute(run), each=steps)}
     if server:
-        found["server"] = 1e6 * (processor_seconds(server) - before) / steps
+        found["in PostgreSQL's process"] = 1e6 * (processor_seconds(server) - before) / steps
     workloads.check(1, steps)
-    return found | {"driver": _driver_alone(steps)}
+    return found | {"the same statement by the plain driver": _driver_alone(steps)}
 
 
 def _server() -> list[int]:
@@ -86,7 +86,9 @@ def _driver_alone(steps: int) -> float:
 
 def _checkpoint_statement(run: Run) -> tuple[str, Any]:
     now = clock.now()
-    step = Step(run=run, name="once", kind="run", status="completed", attempts=1, started_at=now, finished_at=now)
+    step = Step(
+        run=run, name="once", kind="run", status="completed", attempts=1, started_at=now, finished_at=now
+    )
     seen = []
 
     def note(execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
@@ -103,15 +105,18 @@ def of_a_run(runs: int) -> dict[str, float]:
     """Return the microseconds that each part of a run without steps takes, in the process that does it."""
     workloads.clear()
     specs = [EventSpec("bench/chain", {"steps": 0})] * runs
-    found = {"emit": _microseconds(lambda: [emit(spec.name, spec.data) for spec in specs], each=runs)}
+    found = {"emitting it": _microseconds(lambda: [emit(spec.name, spec.data) for spec in specs], each=runs)}
     workloads.clear()
     emit_many(specs)
     claimed: list[Run] = []
-    claim = lambda: [claimed.extend(_claimed(BATCH)) for _ in range(runs // BATCH)]  # noqa: E731
-    found["claim"] = _microseconds(claim, each=len(range(0, runs, BATCH)) * BATCH)
+    batches = range(0, runs, BATCH)
+    claim = lambda: [claimed.extend(_claimed(BATCH)) for _ in batches]  # noqa: E731
+    found[f"claiming it, {BATCH} at a time"] = _microseconds(claim, each=runs)
     here, there = pair()
-    found["send"] = _microseconds(lambda: [_send(here, there, run) for run in claimed], each=runs)
-    found["execute"] = _microseconds(lambda: [executor.execute(run) for run in claimed], each=runs)
+    found["sending it to a worker and receiving it"] = _microseconds(
+        lambda: [_send(here, there, run) for run in claimed], each=runs
+    )
+    found["executing it"] = _microseconds(lambda: [executor.execute(run) for run in claimed], each=runs)
     here.close()
     there.close()
     workloads.check(runs, steps=0)
@@ -155,7 +160,12 @@ def _owner(file: str, line: int, name: str) -> str:
     if file == "~":
         return ""
     parts = Path(file).parts
-    for package, owner in (("tests", "the job itself"), ("django_jobs", "django_jobs"), ("django", "Django"), ("json", "json")):
+    for package, owner in (
+        ("tests", "the job itself"),
+        ("django_jobs", "django_jobs"),
+        ("django", "Django"),
+        ("json", "json"),
+    ):
         if package in parts:
             return f"{owner}.{Path(file).stem}" if owner == "django_jobs" else owner
     return "Python"

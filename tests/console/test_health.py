@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
-from django.db import connections, router
 from django.test import override_settings
 from django.utils import timezone
 from django_q.models import Schedule
@@ -140,10 +139,12 @@ def test_the_report_for_machines_is_one_document(worker, as_json):
     assert as_json("health") == health.health()
 
 
-def process(*arguments, url):
-    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "testproject.settings", "DATABASE_URL": url}
-    command = [sys.executable, "manage.py", "jobs", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+def process(*arguments, url, verb="jobs", **environment):
+    environment = {"DJANGO_SETTINGS_MODULE": "testproject.settings", "DATABASE_URL": url} | environment
+    command = [sys.executable, "manage.py", *filter(None, [verb]), *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_an_unmigrated_database_is_no_verdict(tmp_path):
@@ -366,19 +367,19 @@ def test_clocks_that_differ_are_told_in_seconds(worker, greet, monkeypatch):
     assert "7.2 s" in finding("clock").what
 
 
-@pytest.mark.only_on("sqlite")
-def test_a_sqlite_journal_that_is_not_wal_is_told(worker, greet, tmp_path, monkeypatch):
-    worker()
-    assert "sqlite-journal" not in ids()
-    using = router.db_for_write(Run)
-    copy = connections[using].copy()
-    copy.settings_dict = copy.settings_dict | {"NAME": str(tmp_path / "other.sqlite3"), "OPTIONS": {}}
-    monkeypatch.setattr(connections._connections, using, copy)
-    try:
-        [found] = health._journal(using, clock.now())
-    finally:
-        copy.close()
-    assert "mode delete" in found.what
+def test_a_sqlite_database_as_startproject_leaves_it_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "plain.py").write_text(
+        "from testproject.settings import *\nDATABASES['default']['OPTIONS'] = {'timeout': 20}\n"
+    )
+    plain = {"url": f"sqlite:///{tmp_path / 'plain.sqlite3'}", "DJANGO_SETTINGS_MODULE": "plain"}
+    process("migrate", verb="", **plain, PYTHONPATH=str(tmp_path))
+
+    result = process("doctor", "--json", **plain, PYTHONPATH=str(tmp_path))
+
+    found = {row["id"]: row for row in json.loads(result.stdout)}
+    assert found.keys() == {"django_jobs.W002", "no-worker", "sqlite-journal"}
+    assert "IMMEDIATE" in found["django_jobs.W002"]["mend"]
+    assert "mode delete" in found["sqlite-journal"]["what"]
 
 
 def test_an_unmigrated_database_is_told_and_nothing_more_is_asked_of_it(tmp_path):

@@ -1,10 +1,11 @@
 import ast
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django_q.models import Schedule
 
-from django_jobs import cron, job, scheduler
+from django_jobs import JobNotFound, cron, emit, job, on, registry, scheduler
 from django_jobs.models import Job, Run, RunStatus
 from django_jobs.testing import now
 
@@ -60,7 +61,8 @@ def test_a_deleted_row_comes_back_and_a_double_or_unknown_one_goes(daily):
     Schedule.objects.bulk_create([row])
     stranger = {"func": scheduler.FIRE, "cluster": scheduler.CLUSTER, "next_run": NOON}
     Schedule.objects.create(kwargs="{'job_id': 'gone', 'trigger': 'x'}", **stranger)
-    Schedule.objects.create(kwargs="not even python", **stranger)
+    for damage in ("not even python", "[]", "{}", "{'job_id': [], 'trigger': {}}", None):
+        Schedule.objects.create(kwargs=damage, **stranger)
     host = Schedule.objects.create(func="math.floor", cluster=scheduler.CLUSTER, next_run=NOON)
     scheduler.reconcile()
     assert rows().count() == 2
@@ -156,3 +158,190 @@ def test_the_test_clock_goes_through_every_slot(daily, jobs):
     assert [run.output.day for run in Run.objects.order_by("scheduled_for")] == [5, 6, 7]
     assert set(Run.objects.values_list("status", flat=True)) == {RunStatus.COMPLETED}
     assert now() == NOON + 3 * DAY
+
+
+def test_a_bad_row_stops_no_other(daily, jobs):
+    bad = {"cluster": scheduler.CLUSTER, "next_run": NOON}
+    Schedule.objects.create(func="no.such.module", kwargs="(", **bad)
+    Schedule.objects.create(func=scheduler.FIRE, kwargs="not even python", **bad)
+    Schedule.objects.create(func=scheduler.FIRE, kwargs="{'job_id': 'gone', 'trigger': 'x'}", **bad)
+    scheduler.reconcile()
+    Schedule.objects.create(func=scheduler.FIRE, kwargs="{'job_id': [], 'trigger': 'x'}", **bad)
+
+    jobs._now = NOON + timedelta(hours=15)
+    scheduler.tick()
+
+    assert Run.objects.get().job_id == "daily"
+
+
+def test_a_trigger_that_cannot_be_fired_stops_no_other(jobs, caplog, monkeypatch):
+    jobs.travel_to(NOON)
+    for name in ("first", "second"):
+        job(name, cron("0 3 * * *"))(lambda ctx: None)
+    scheduler.reconcile()
+    jobs._now = NOON + timedelta(hours=15)
+    monkeypatch.setattr(
+        registry._jobs["first"].triggers[0].__class__, "next", fails_for_first(registry._jobs["first"])
+    )
+
+    scheduler.tick()
+
+    assert "second" in Run.objects.values_list("job_id", flat=True)
+    assert "could not be fired" in caplog.text
+
+
+def fails_for_first(first):
+    real = type(first.triggers[0]).next
+
+    def next(self, after):
+        if self is first.triggers[0]:
+            raise OverflowError("no such time")
+        return real(self, after)
+
+    return next
+
+
+def test_two_crons_of_a_job_are_two_rows_and_it_may_listen_to_events_too(jobs):
+    jobs.travel_to(NOON)
+
+    @job("mixed", cron("0 3 * * *"), cron("0 3 * * *", tz="Europe/Berlin"), on("report/wanted"))
+    def mixed(ctx):
+        return ctx.scheduled_for or ctx.event.name
+
+    scheduler.reconcile()
+    assert rows().count() == 2
+
+    emit("report/wanted")
+    jobs.advance(DAY)
+
+    outputs = [run.output for run in Run.objects.order_by("queued_at")]
+    assert outputs == [
+        "report/wanted",
+        datetime(2026, 5, 5, 1, tzinfo=UTC),
+        datetime(2026, 5, 5, 3, tzinfo=UTC),
+    ]
+
+
+def test_a_cron_run_knows_its_slot_in_every_pass_and_has_no_event(daily, jobs):
+    seen = []
+
+    @job("sleepy", cron("0 3 * * *"))
+    def sleepy(ctx):
+        seen.append((ctx.scheduled_for, ctx.event, ctx.events))
+        ctx.step.sleep("nap", timedelta(hours=1))
+
+    jobs.advance(DAY)
+
+    assert seen == [(datetime(2026, 5, 5, 3, tzinfo=UTC), None, [])] * 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_clusters_that_reconcile_at_once_leave_one_row_for_a_cron_in_the_end(daily, at_once):
+    at_once(scheduler.reconcile)
+    scheduler.reconcile()
+
+    assert rows().count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_slot_fired_by_many_at_once_starts_one_run(daily, at_once):
+    for day in (5, 6, 7):
+        slot = datetime(2026, 5, day, 3, tzinfo=UTC)
+        fired = at_once(lambda slot=slot: scheduler.fire("daily", daily.crons[0].key, slot))
+        assert len([run for run in fired if run]) == 1
+    assert Run.objects.count() == 3
+
+
+def test_a_cluster_that_died_between_starting_and_moving_on_starts_nothing_twice(daily, jobs):
+    scheduler.reconcile()
+    due = rows().get().next_run
+    jobs._now = due
+    scheduler.tick()
+    rows().update(next_run=due)  # As if it had died before it moved on.
+
+    scheduler.tick()
+
+    assert Run.objects.count() == 1
+    assert rows().get().next_run == due + DAY
+
+
+def test_reconciling_keeps_what_is_overdue(daily, jobs):
+    scheduler.reconcile()
+    jobs._now = NOON + 3 * DAY
+
+    scheduler.reconcile()  # A cluster that starts after downtime does this before its first tick.
+    scheduler.tick()
+
+    assert [run.scheduled_for.day for run in Run.objects.all()] == [7]
+
+
+def test_a_cron_that_changed_in_the_code_changes_its_row(daily):
+    scheduler.reconcile()
+    registry._jobs["daily"] = replace(daily, triggers=(cron("0 4 * * *"),))
+
+    scheduler.reconcile()
+
+    assert [(row.cron, row.next_run.hour) for row in rows()] == [("0 4 * * *", 4)]
+
+
+def test_all_missed_slots_are_caught_up_a_batch_in_each_tick(jobs, monkeypatch):
+    monkeypatch.setattr(scheduler, "MOST_AT_ONCE", 3)
+    jobs.travel_to(NOON)
+    job("hourly", cron("0 * * * *", catch_up="all"))(lambda ctx: None)
+    scheduler.reconcile()
+    jobs._now = NOON + timedelta(hours=7, minutes=30)
+
+    counts = []
+    for _ in range(4):
+        scheduler.tick()
+        counts.append(Run.objects.count())
+
+    assert counts == [3, 6, 7, 7]
+    assert rows().get().next_run == NOON + timedelta(hours=8)
+
+
+def test_a_cron_that_a_job_does_not_have_is_refused(daily):
+    with pytest.raises(JobNotFound, match='no cron "1 1 1 1 1 UTC"'):
+        scheduler.fire("daily", "1 1 1 1 1 UTC", NOON)
+
+
+def test_a_slot_of_a_job_gated_off_meanwhile_starts_nothing(jobs, flags):
+    jobs.travel_to(NOON)
+    job("gated", cron("0 3 * * *"), gate="reports.enabled")(lambda ctx: None)
+    flags({"reports": {"enabled": True}})
+    scheduler.reconcile()
+    flags({"reports": {"enabled": False}})
+    jobs._now = NOON + DAY
+
+    scheduler.tick()
+
+    assert not Run.objects.exists()
+
+
+def test_a_run_with_jitter_starts_that_much_after_its_slot(jobs, ledger):
+    jobs.travel_to(NOON)
+
+    @job("spread", cron("0 3 * * *", jitter=timedelta(hours=1)))
+    def spread(ctx):
+        ledger.note((ctx.scheduled_for, ctx.now))
+
+    jobs.advance(4 * DAY)
+
+    late = [started - slot for slot, started in ledger]
+    assert len(ledger) == 4
+    assert all(timedelta(0) <= span < timedelta(hours=1) for span in late)
+    assert len(set(late)) == 4
+
+
+def test_an_interval_goes_by_elapsed_time_when_the_clocks_change(jobs):
+    fired = []
+
+    @job("half-hourly", cron("*/30 * * * *", tz="Europe/Berlin"))
+    def half_hourly(ctx):
+        fired.append(ctx.scheduled_for)
+
+    for night in (datetime(2026, 3, 28, 23, tzinfo=UTC), datetime(2026, 10, 24, 22, tzinfo=UTC)):
+        jobs.travel_to(night)
+        fired.clear()
+        jobs.advance(timedelta(hours=5))
+        assert fired == [night + n * timedelta(minutes=30) for n in range(1, 11)]

@@ -4,6 +4,7 @@ import pytest
 
 from django_jobs import JobNotFound, emit, job, on, registry
 from django_jobs.exceptions import UnknownGate
+from django_jobs.executor import execute
 from django_jobs.models import Run, RunStatus
 
 OFF, ON = {"payment": {"enabled": False}}, {"payment": {"enabled": True}}
@@ -57,3 +58,84 @@ def test_a_run_of_a_job_nobody_here_knows_is_left_alone(jobs, gated, flags):
     jobs.advance(timedelta(days=1))
     run.refresh_from_db()
     assert (run.status, run.passes) == (RunStatus.QUEUED, 0)
+
+
+@pytest.mark.parametrize(
+    ("tree", "registered"),
+    [
+        ({"a": {"b": True}, "c": [7, 30]}, True),
+        ({"a": {"b": True}, "c": []}, False),
+        ({"a": {"b": False}, "c": [7]}, False),
+        ({"a": True, "c": 1}, True),
+        ({"a": False, "c": 1}, False),
+    ],
+    ids=["all on", "empty list", "one off", "branch on", "branch off"],
+)
+def test_a_job_behind_several_flags_needs_them_all(tree, registered, jobs, flags):
+    job("gated", on("x/y"), gate=("a.b", "c"))(lambda ctx: None)
+    flags(tree)
+
+    assert emit("x/y").runs.exists() is registered
+    assert bool(registry.jobs()) is registered
+
+
+def test_a_gate_may_be_a_function_which_is_asked_each_time(jobs):
+    is_open = [True]
+
+    def office_hours():
+        return is_open[0]
+
+    job("gated", on("x/y"), gate=office_hours)(lambda ctx: None)
+
+    assert emit("x/y").runs.exists()
+    is_open[0] = False
+    assert not emit("x/y").runs.exists()
+    assert registry.declared()[0].closed_by == "office_hours"
+
+
+def test_a_run_in_flight_takes_no_step_once_its_gate_is_closed(jobs, gated, flags, ledger):
+    @job("two-steps", gate="payment.enabled")
+    def two_steps(ctx):
+        ctx.step.run("first", ledger.note, 1)
+        ctx.step.sleep("nap", timedelta(days=1))
+        ctx.step.run("second", ledger.note, 2)
+
+    flags(ON)
+    run = jobs.run(two_steps)
+    flags(OFF)
+    jobs.advance(timedelta(days=1))
+    flags(ON)
+    jobs.advance(timedelta(days=1))
+
+    run.refresh_from_db()
+    assert (run.status, ledger) == (RunStatus.SKIPPED, [1])
+
+
+def test_a_run_of_an_unknown_job_goes_on_once_its_code_is_there_again(jobs, monkeypatch, ledger):
+    @job("comes-and-goes")
+    def comes_and_goes(ctx):
+        ctx.step.sleep("nap", timedelta(days=1))
+        ledger.note("awake")
+
+    run = jobs.run(comes_and_goes)
+    with monkeypatch.context() as deploy:
+        deploy.delitem(registry._jobs, "comes-and-goes")
+        jobs.advance(timedelta(days=2))
+        run.refresh_from_db()
+        assert (run.status, run.crashes) == (RunStatus.SLEEPING, 0)
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert (run.status, ledger) == (RunStatus.COMPLETED, ["awake"])
+
+
+def test_a_run_claimed_just_before_its_code_was_gone_is_handed_back(jobs, gated, flags, monkeypatch):
+    flags(ON)
+    run = gated.start()
+    [claimed] = Run.objects.claim(1, jobs=["gated"])
+    monkeypatch.delitem(registry._jobs, "gated")
+
+    execute(claimed)
+
+    run.refresh_from_db()
+    assert (run.status, run.lease, run.crashes) == (RunStatus.QUEUED, None, 0)

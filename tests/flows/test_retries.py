@@ -102,14 +102,14 @@ def test_a_non_retriable_error_is_not_tried_again(where, jobs):
     assert "never" in run.error["message"]
 
 
-@pytest.mark.parametrize("delay", [timedelta(minutes=7), 420, "instant"])
-def test_retry_after_says_when(delay, jobs):
-    flaky = Flaky(RetryAfter(now() if delay == "instant" else delay))
-    flaky.errors = [RetryAfter(jobs._now + timedelta(minutes=7) if delay == "instant" else delay)]
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+@pytest.mark.parametrize("delay", [timedelta(minutes=7), 420, "instant"], ids=str)
+def test_retry_after_says_when(delay, where, jobs):
+    flaky = Flaky(RetryAfter(now() + timedelta(minutes=7) if delay == "instant" else delay))
 
     @job("later")
     def later(ctx):
-        return ctx.step.run("call", flaky)
+        return ctx.step.run("call", flaky) if where == "in a step" else flaky()
 
     run = jobs.run(later)
     assert run.wake_at - run.started_at == timedelta(minutes=7)
@@ -163,11 +163,8 @@ def test_a_backoff_of_the_jobs_own_that_fails_costs_nothing(jobs):
         return ctx.step.run("call", Flaky(ValueError("once")))
 
     run = jobs.run(a_job)
-    assert run.attempts.count() == 1
-    flaky_again = jobs.advance(HOUR)
-    assert flaky_again is None
-    run.refresh_from_db()
-    assert run.attempts.first().error["message"] == "once"
+    assert run.attempts.get().error["message"] == "once"
+    assert run.wake_at > now()
 
 
 def test_an_exit_in_a_step_is_a_failure_like_another(jobs):
@@ -177,3 +174,189 @@ def test_an_exit_in_a_step_is_a_failure_like_another(jobs):
 
     run = jobs.run(exits)
     assert (run.status, run.attempts.get().error["type"]) == (RunStatus.FAILED, "SystemExit")
+
+
+def test_an_exit_between_steps_is_a_failure_like_another(jobs):
+    exits = job("exits", retries=1, backoff=EVEN)(lambda ctx: Flaky(SystemExit(3))())
+
+    run = jobs.run(exits)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.status, run.error["type"], run.attempts.count()) == (RunStatus.FAILED, "SystemExit", 2)
+
+
+def test_a_job_that_says_nothing_has_four_retries_each_later_than_the_last(jobs):
+    flaky = Flaky(*[ValueError()] * 9)
+
+    @job("plain")
+    def plain(ctx):
+        ctx.step.run("call", flaky)
+
+    run = jobs.run(plain)
+    jobs.advance(24 * HOUR)
+    run.refresh_from_db()
+    waits = [(b - a).total_seconds() for a, b in zip(flaky.calls, flaky.calls[1:], strict=False)]
+    assert (run.status, len(flaky.calls), run.attempts.count()) == (RunStatus.FAILED, 5, 5)
+    assert all(
+        0.75 * wait <= found <= 1.25 * wait for wait, found in zip([2, 8, 32, 128], waits, strict=True)
+    )
+
+
+def test_using_gives_one_step_another_backoff_and_leaves_the_others_theirs(jobs):
+    own, usual = Flaky(*[ValueError()] * 2), Flaky(ValueError())
+
+    @job("using", backoff=EVEN)
+    def a_job(ctx):
+        patient = ctx.step.using(retries=2, backoff=[HOUR, 2 * HOUR])
+        return [patient.run("own", own, 1), ctx.step.run("usual", usual, 2)]
+
+    run = jobs.run(a_job)
+    jobs.advance(24 * HOUR)
+    run.refresh_from_db()
+    assert run.output == [1, 2]
+    assert [call - run.started_at for call in own.calls] == [timedelta(0), HOUR, 3 * HOUR]
+    assert usual.calls[1] - usual.calls[0] == timedelta(seconds=10)
+
+
+@pytest.mark.parametrize(
+    "policy", [{"retries": -1}, {"retries": "3"}, {"retries": True}, {"backoff": 7}], ids=str
+)
+def test_a_policy_that_makes_no_sense_is_refused(policy, jobs, ledger):
+    @job("using", retries=0)
+    def a_job(ctx):
+        ctx.step.using(**policy).run("call", ledger.note, "never")
+
+    run = jobs.run(a_job)
+    assert (run.status, ledger) == (RunStatus.FAILED, [])
+    assert next(iter(policy)) in run.error["message"]
+
+
+def test_a_step_error_is_the_same_on_the_first_pass_and_on_every_replay(jobs):
+    seen = []
+
+    @job("saga", retries=0)
+    def saga(ctx):
+        try:
+            ctx.step.run("charge", Flaky(*[KeyError("card")] * 9))
+        except StepError as error:
+            seen.append((str(error), error.step, error.type, error.message, error.attempts, error.traceback))
+        ctx.step.sleep("night", HOUR)
+        ctx.step.sleep("another-night", HOUR)
+
+    run = jobs.run(saga)
+    jobs.advance(3 * HOUR)
+    run.refresh_from_db()
+    assert run.status == RunStatus.COMPLETED
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert "raise self.errors.pop(0)" in seen[0][-1]
+
+
+def test_a_compensation_follows_a_failure_once(jobs, ledger):
+    @job("saga", retries=0)
+    def saga(ctx):
+        ctx.step.run("reserve", ledger.note, "reserved")
+        try:
+            ctx.step.run("charge", Flaky(ValueError("declined")))
+        except StepError:
+            ctx.step.run("release", ledger.note, "released")
+            ctx.step.sleep("night", HOUR)
+            return "released"
+
+    run = jobs.run(saga)
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert (run.output, ledger) == ("released", ["reserved", "released"])
+
+
+def test_the_error_of_a_failed_run_is_that_of_its_step_with_its_traceback(jobs):
+    @job("fails", retries=0)
+    def fails(ctx):
+        ctx.step.run("charge", Flaky(ValueError("declined")))
+
+    run = jobs.run(fails)
+    assert run.error.keys() == {"type", "message", "traceback"}
+    assert "raise self.errors.pop(0)" in run.error["traceback"]
+    assert run.steps.get().error["type"] == "ValueError"
+
+
+def test_an_attempt_says_when_it_was(jobs):
+    def slow():
+        jobs._now += timedelta(seconds=3)
+        raise ValueError("late")
+
+    @job("slow", retries=0)
+    def a_job(ctx):
+        ctx.step.run("call", slow)
+
+    run = jobs.run(a_job)
+    attempt = run.attempts.get()
+    assert attempt.started_at == run.started_at
+    assert attempt.finished_at - attempt.started_at == timedelta(seconds=3)
+
+
+class Silent(Exception):
+    def __str__(self):
+        raise RuntimeError("not even that")
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a NUL \0"), ValueError("a surrogate \udcff"), Silent(), ValueError("x" * 200_000)],
+    ids=["nul", "surrogate", "no str", "long"],
+)
+def test_an_error_that_is_hard_to_write_down_is_kept_all_the_same(error, where, jobs):
+    flaky = Flaky(error)
+
+    @job("fails", retries=1, backoff=EVEN)
+    def fails(ctx):
+        return ctx.step.run("call", flaky) if where == "in a step" else flaky()
+
+    run = jobs.run(fails)
+    assert run.attempts.get().error["type"] == type(error).__name__
+    jobs.advance(HOUR)
+    run.refresh_from_db()
+    assert run.status == RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize("delay", ["soon", None, 10**12, float("nan"), timedelta(days=10**8)], ids=str)
+def test_a_retry_after_that_makes_no_sense_costs_nothing(delay, jobs):
+    def call():
+        raise RetryAfter(delay, "later")
+
+    @job("later", retries=1)
+    def later(ctx):
+        ctx.step.run("call", call)
+
+    run = jobs.run(later)
+    jobs.advance(24 * HOUR)
+    run.refresh_from_db()
+    assert run.status == RunStatus.FAILED
+    assert run.attempts.filter(step__name="call").count() == 2
+
+
+def test_a_result_of_the_job_that_is_not_json_names_job_and_path_and_is_not_tried_again(jobs, ledger):
+    @job("returns-an-object")
+    def a_job(ctx):
+        return ledger.note("ran", {"items": [object()]})
+
+    run = jobs.run(a_job)
+    assert (run.status, ledger) == (RunStatus.FAILED, ["ran"])
+    assert 'the result of job "returns-an-object": .items[0]' in run.error["message"]
+
+
+@pytest.mark.parametrize("tool", ["run", "atomic", "the job"])
+def test_a_result_over_the_limit_names_the_setting_and_is_not_tried_again(tool, jobs, ledger, settings):
+    settings.DJANGO_JOBS = {"MAX_OUTPUT_BYTES": 100}
+
+    def work():
+        return ledger.note("worked", "x" * 100)
+
+    @job("talks")
+    def talks(ctx):
+        return work() if tool == "the job" else getattr(ctx.step, tool)("talk", work) and None
+
+    run = jobs.run(talks)
+    assert (run.status, ledger) == (RunStatus.FAILED, ["worked"])
+    assert "MAX_OUTPUT_BYTES" in run.error["message"]

@@ -1,4 +1,5 @@
 import pytest
+from django.db import transaction
 
 from django_jobs import JobNotFound, cron, job, trigger
 from django_jobs.exceptions import InvalidEvent
@@ -38,3 +39,41 @@ def test_data_that_is_no_dict_is_refused(jobs):
     with pytest.raises(InvalidEvent, match="must be a dict, not list"):
         by_hand.start([1])
     assert not Run.objects.exists()
+
+
+def test_a_start_that_is_rolled_back_never_was(jobs, ledger):
+    by_hand = job("by-hand")(lambda ctx: ledger.note("ran"))
+    with transaction.atomic():
+        by_hand.start()
+        transaction.set_rollback(True)
+
+    assert jobs.drain() == 0
+    assert ledger == []
+    assert not Event.objects.exists()
+
+
+def test_each_start_is_a_run_of_its_own(jobs):
+    by_hand = job("by-hand")(lambda ctx: ctx.event.data)
+
+    assert by_hand.start() != by_hand.start()
+    assert jobs.drain() == 2
+
+
+def test_data_that_is_not_json_is_refused_with_the_path(jobs):
+    by_hand = job("by-hand")(lambda ctx: None)
+    with pytest.raises(TypeError, match=r"\.who is an object"):
+        by_hand.start({"who": object()})
+    assert not Run.objects.exists()
+
+
+def test_a_higher_priority_is_worked_first(jobs, ledger):
+    for priority in (0, 10, 5):
+
+        @job(f"of-{priority}", priority=priority)
+        def of_priority(ctx):
+            ledger.note(ctx.job.priority)
+
+        of_priority.start()
+    jobs.drain()
+
+    assert ledger == [10, 5, 0]

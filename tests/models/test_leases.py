@@ -110,7 +110,7 @@ def taken_over(claimed, clock):
         lambda held, clock: held.fail(ERROR),
         lambda held, clock: held.sleep(clock.now),
         lambda held, clock: held.retry(clock.now, 1),
-        lambda held, clock: held.forget_attempts(),
+        lambda held, clock: held.forget_failures(),
     ],
     ids=["complete", "fail", "sleep", "retry", "progress"],
 )
