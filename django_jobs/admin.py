@@ -153,7 +153,7 @@ class RunAdmin(ReadOnlyAdmin):
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
-    list_display = ("name", "key", "occurred_at", "received_at", "id")
+    list_display = ("name", "key", "received_at", "occurred_at")
     list_filter = ("received_at",)
     ordering = ("-id",)
     sortable_by = ()

@@ -315,4 +315,15 @@ def test_a_list_reads_no_payload(viewer, history, model):
     quote = connection.ops.quote_name
     for column in ("output", "error", "data"):
         assert not [sql for sql in read if f"{quote(table)}.{quote(column)}" in sql]
-    assert [sql for sql in read if "LIMIT" in sql]
+    assert [sql for sql in read if "ORDER BY" in sql]
+
+
+def test_a_long_list_comes_in_pages_of_fifty_newest_first(viewer, jobs):
+    @job("short")
+    def short(ctx):
+        pass
+
+    runs = [short.start().pk for _ in range(60)]
+
+    assert found(viewer, Run) == runs[:9:-1]
+    assert found(viewer, Run, p=2) == runs[9::-1]

@@ -9,7 +9,6 @@ from tests.acceptance.conftest import Cluster
 
 from .processes import memory, processor_seconds
 
-
 #: What is measured and its unit, with the value.
 Measured = dict[tuple[str, str], float]
 

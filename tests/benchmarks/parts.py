@@ -114,8 +114,13 @@ def profile(to: Figures, o: argparse.Namespace) -> None:
             to.add("processor time of a step", name, "µs", value)
         for name, value in profiling.of_a_run(o.profile_runs).items():
             to.add("processor time of a run without steps", name, "µs", value)
-    for owner, share in profiling.shares(o.profile_steps).items():
-        to.add("whose code a step's processor time is spent in", owner, "%", share)
+    samples = [profiling.shares(o.profile_steps) for _ in range(o.repeat)]
+    owners = {
+        owner: sum(sample.get(owner, 0) for sample in samples) for sample in samples for owner in sample
+    }
+    for owner in sorted(owners, key=owners.__getitem__, reverse=True):
+        shares = [sample.get(owner, 0.0) for sample in samples]
+        to.add("whose code a step's processor time is spent in", owner, "%", *shares)
 
 
 #: The parts in the order in which they are measured; ``limit`` and ``runs`` go together.

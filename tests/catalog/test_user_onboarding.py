@@ -154,6 +154,7 @@ def test_a_crash_at_any_moment_sends_each_mail_once(jobs, mailoutbox, catalog):
         (user.email, subject) for user in users for subject in (f"Welcome, {user.username}", "Three tips")
     ]
     assert sent == sorted(wanted)
+    assert len(jobs.emitted("email/send")) == 2 * len(users), "and each event, exactly"
 
 
 # Who gets what.

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from django_jobs import emit, job, on, services
+from django_jobs import JobNotFound, StepError, emit, job, on, registry, services, signals
 from django_jobs.exceptions import InvalidVerb
 from django_jobs.models import Attempt, Event, Run, RunStatus, Step
 from django_jobs.testing import now
@@ -89,3 +89,205 @@ def test_pruning_takes_what_is_old_and_over_and_nothing_else(jobs, monkeypatch):
     assert services.prune(before=now() - timedelta(hours=1)) == {"runs": 0, "events": 0}
     jobs.advance(60 * DAY)
     assert services.prune()["runs"] == 1
+
+
+# Cancel.
+
+
+@pytest.mark.parametrize("by", ["run", "id", "text"])
+def test_a_run_may_be_named_by_itself_or_by_its_id(by, jobs):
+    run = job("waits")(lambda ctx: None).start()
+
+    services.cancel({"run": run, "id": run.pk, "text": str(run.pk)}[by])
+
+    run.refresh_from_db()
+    assert run.status == RunStatus.CANCELLED
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "skipped", "cancelled"])
+def test_what_has_ended_cannot_be_cancelled_and_stays_as_it_is(ending, jobs):
+    run = job("ends", retries=0)(lambda ctx: None if ending == "completed" else 1 / 0).start()
+    if ending == "skipped":
+        Run.objects.filter(pk=run.pk).skip("because")
+    if ending == "cancelled":
+        Run.objects.filter(pk=run.pk).cancel("because")
+    jobs.drain()
+    before = Run.objects.values().get()
+    assert before["status"] == ending
+
+    with pytest.raises(InvalidVerb, match=f"is {ending}; only an open run can be cancelled"):
+        services.cancel(run, "too late")
+
+    assert Run.objects.values().get() == before
+
+
+def test_a_stale_instance_does_not_matter_the_row_decides(jobs):
+    run = job("ends")(lambda ctx: None).start()
+    stale = Run.objects.get()
+    jobs.drain()
+
+    assert stale.status == RunStatus.QUEUED
+    with pytest.raises(InvalidVerb, match="is completed"):
+        services.cancel(stale)
+
+
+def test_a_reason_is_kept_as_far_as_it_fits(jobs):
+    run = job("waits")(lambda ctx: None).start()
+
+    assert services.cancel(run, "because " * 200).reason.startswith("because because")
+
+
+def test_cancelling_is_news(jobs, django_capture_on_commit_callbacks):
+    run = job("waits")(lambda ctx: None).start()
+    heard = []
+
+    def hear(sender, run, **news):
+        heard.append((run.pk, run.status, run.reason))
+
+    signals.run_finished.connect(hear)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            services.cancel(run, "not wanted")
+    finally:
+        signals.run_finished.disconnect(hear)
+
+    assert heard == [(run.pk, "cancelled", "not wanted")]
+
+
+# Retry.
+
+
+def test_a_retried_body_begins_with_a_full_set_of_retries(jobs, ledger):
+    @job("stubborn", retries=1, backoff=[timedelta(seconds=1)])
+    def stubborn(ctx):
+        ledger.note(ctx.attempt)
+        raise ValueError("no")
+
+    run = jobs.run(stubborn)
+    jobs.advance(DAY)
+    again = services.retry(run)
+    assert (again.status, again.attempt, again.error, again.finished_at) == (RunStatus.QUEUED, 0, None, None)
+    jobs.advance(DAY)
+
+    run.refresh_from_db()
+    assert run.status == RunStatus.FAILED
+    assert ledger == [0, 1, 0, 1]
+    assert run.attempts.count() == 4
+
+
+def test_a_retried_step_begins_with_a_full_set_of_retries_and_keeps_its_old_attempts(jobs, ledger):
+    @job("stubborn", retries=1, backoff=[timedelta(seconds=1)])
+    def stubborn(ctx):
+        ctx.step.run("fail", lambda: ledger.note("tried") or 1 / 0)
+
+    run = jobs.run(stubborn)
+    jobs.advance(DAY)
+    services.retry(run)
+    jobs.advance(DAY)
+
+    run.refresh_from_db()
+    assert run.status == RunStatus.FAILED
+    assert len(ledger) == 4
+    assert run.attempts.count() == 4
+    assert run.steps.get().attempts == 2
+
+
+def test_a_failure_the_job_had_caught_is_not_tried_again(jobs, ledger):
+    broken = [True]
+
+    @job("saga", retries=0)
+    def saga(ctx):
+        try:
+            ctx.step.run("caught", lambda: ledger.note("caught") or 1 / 0)
+        except StepError:
+            ctx.step.run("instead", ledger.note, "instead")
+        ctx.step.run("fatal", lambda: 1 / 0 if broken else ledger.note("mended"))
+
+    run = jobs.run(saga)
+    broken.clear()
+    services.retry(run)
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert run.status == RunStatus.COMPLETED
+    assert ledger == ["caught", "instead", "mended"]
+
+
+@pytest.mark.parametrize("why", ["unknown", "gated off"])
+def test_a_run_that_nobody_would_take_is_not_retried(why, jobs, flags, monkeypatch):
+    flags({"payment": {"enabled": True}})
+    run = jobs.run(job("fails", retries=0, gate="payment.enabled")(lambda ctx: 1 / 0))
+    if why == "unknown":
+        monkeypatch.delitem(registry._jobs, "fails")
+    else:
+        flags({"payment": {"enabled": False}})
+
+    with pytest.raises(JobNotFound):
+        services.retry(run)
+
+    run.refresh_from_db()
+    assert run.status == RunStatus.FAILED
+
+
+def test_a_run_that_crashed_too_often_may_be_retried(jobs):
+    run = job("deadly")(lambda ctx: "fine after all").start()
+    for _ in range(6):
+        [claimed] = Run.objects.claim(1, jobs=["deadly"])
+        Run.objects.abandon([claimed.hold])
+    jobs.drain()
+    services.retry(run)
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert (run.status, run.output, run.crashes) == (RunStatus.COMPLETED, "fine after all", 0)
+
+
+# Prune.
+
+
+def test_without_retention_everything_is_kept(jobs, settings):
+    settings.DJANGO_JOBS = {"RETENTION_DAYS": None}
+    jobs.run(job("ends")(lambda ctx: None))
+    jobs.advance(10_000 * DAY)
+
+    assert services.prune() == {"runs": 0, "events": 0}
+    assert Run.objects.exists()
+
+
+def test_pruning_goes_by_the_setting(jobs, settings):
+    settings.DJANGO_JOBS = {"RETENTION_DAYS": 7}
+    jobs.run(job("ends")(lambda ctx: None))
+    jobs.advance(7 * DAY)
+    assert services.prune() == {"runs": 0, "events": 0}
+
+    jobs.advance(timedelta(seconds=1))
+    assert services.prune() == {"runs": 1, "events": 1}
+
+
+def test_an_old_event_of_an_open_run_stays_though_others_of_its_runs_go(jobs):
+    job("ends", on("a/b"))(lambda ctx: None)
+    job("sleeps", on("a/b"))(lambda ctx: ctx.step.sleep("long", 365 * DAY))
+    event = emit("a/b")
+    jobs.advance(60 * DAY)
+
+    assert services.prune() == {"runs": 1, "events": 0}
+    assert event.runs.get().job_id == "sleeps"
+
+
+def test_a_key_of_a_pruned_event_may_be_used_again(jobs):
+    first = emit("a/b", key="k")
+    jobs.advance(60 * DAY)
+    services.prune()
+
+    assert emit("a/b", key="k") != first
+
+
+def test_what_was_made_of_a_pruned_run_stays_without_it(jobs):
+    old = jobs.run(job("ends")(lambda ctx: None))
+    jobs.advance(60 * DAY)
+    young = job("waits")(lambda ctx: None).start()
+    Run.objects.filter(pk=young.pk).update(parent=old, replay_of=old)
+
+    assert services.prune()["runs"] == 1
+    young.refresh_from_db()
+    assert (young.parent, young.replay_of) == (None, None)

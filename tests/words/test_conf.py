@@ -1,5 +1,9 @@
 """The settings object: defaults, the host's values, and no memory of either."""
 
+import re
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 from django.test import override_settings
 
@@ -48,3 +52,14 @@ def test_only_keys_count_as_settings():
 def test_what_is_no_dict_is_passed_over_and_left_to_the_checks(nonsense):
     with override_settings(DJANGO_JOBS=nonsense):
         assert conf.THREADS == Defaults.THREADS
+
+
+@pytest.mark.parametrize(("key", "kind"), get_type_hints(Defaults).items())
+def test_the_reference_names_the_type_of_each_setting(key, kind):
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
+    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("|", "or")
+    assert re.search(rf"^`{key}` \(default .*\)\n: \*{name}\.\* ", page, re.MULTILINE)
+
+
+def test_every_key_has_a_type():
+    assert list(get_type_hints(Defaults)) == known_keys()
