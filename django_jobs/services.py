@@ -173,6 +173,10 @@ def _delete_runs(keys: list[UUID], using: str) -> int:
     """Delete runs with all that is theirs; another pruner at the same time finds them gone."""
     with transaction.atomic(using=using):
         runs = Run.objects.using(using)
+        over = runs.filter(pk__in=keys, finished_at__isnull=False)  # One may have been retried meanwhile.
+        keys = list(over.select_for_update().values_list("pk", flat=True))
+        if not keys:
+            return 0
         runs.filter(parent__in=keys).update(parent=None)
         runs.filter(replay_of__in=keys).update(replay_of=None)
         Attempt.objects.using(using).filter(run__in=keys)._raw_delete(using)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ from .processes import processor_seconds
 BATCH = 8
 
 
+@cache
+def _broker() -> RunBroker:
+    """Make one broker, as a cluster does: making one closes the database connection."""
+    return RunBroker()
+
+
 def _claimed(runs: int) -> list[Run]:
-    return [run for _, run in RunBroker().dequeue(runs)]
+    return [run for _, run in _broker().dequeue(runs)]
 
 
 def _microseconds(work: Callable[[], Any], *, each: int) -> float:

@@ -4,9 +4,17 @@ The settings of the measured processes: the databases and the log of the test pr
 A benchmark measures the engine. What a host project adds in memory and start-up time is its own.
 """
 
-from testproject.settings import DATABASES, DEFAULT_AUTO_FIELD, LOGGING, Q_CLUSTER, SECRET_KEY, USE_TZ
+from testproject.settings import (
+    DATABASES,
+    DEFAULT_AUTO_FIELD,
+    LOGGING,
+    Q_CLUSTER,
+    SECRET_KEY,
+    TIME_ZONE,
+    USE_TZ,
+)
 
-__all__ = ["DATABASES", "DEFAULT_AUTO_FIELD", "LOGGING", "Q_CLUSTER", "SECRET_KEY", "USE_TZ"]
+__all__ = ["DATABASES", "DEFAULT_AUTO_FIELD", "LOGGING", "Q_CLUSTER", "SECRET_KEY", "TIME_ZONE", "USE_TZ"]
 
 DEBUG = False
 INSTALLED_APPS = [

@@ -11,10 +11,12 @@ from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
-from django.core.management.base import CommandError
+from django.core.management.base import BaseCommand, CommandError
 from django.test import override_settings
 
 from django_jobs import console, cron, emit, job, on, services
+from django_jobs.management.commands import jobs as jobs_command
+from django_jobs.management.commands import runjobs
 from django_jobs.models import Event, Job, Run, RunStatus
 
 ROOT = Path(__file__).parents[2]
@@ -501,3 +503,52 @@ def test_a_document_is_plain_ascii_json(manage, jobs, greet):
     text = manage("show", Run.objects.get().pk, "--json")
     assert text.isascii()
     assert json.loads(text)["output"] == "hello Ädá \u2028"
+
+
+# the reference
+
+
+PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text()
+
+
+def options(command, verb=None):
+    """List the long options of a command, or of one of its verbs, that Django does not give to every command."""
+    parser = command.create_parser("manage.py", "command")
+    if verb:
+        parser = next(action for action in parser._actions if action.dest == "verb").choices[verb]
+    given = {name for action in parser._actions for name in action.option_strings}
+    every = BaseCommand().create_parser("manage.py", "command")
+    django_s = {name for action in every._actions for name in action.option_strings}
+    return sorted(name for name in given - django_s if name.startswith("--"))
+
+
+VERBS = "list runs show emit trigger cancel retry prune health doctor".split()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_its_options_are_in_the_reference(verb):
+    section = PAGE.partition(f"\n### {verb}\n")[2].partition("\n### ")[0]
+    assert section
+    for option in options(jobs_command.Command(), verb):
+        assert option in section or option == "--json"
+
+
+def test_there_is_no_verb_besides():
+    parser = jobs_command.Command().create_parser("manage.py", "jobs")
+    assert sorted(next(action for action in parser._actions if action.dest == "verb").choices) == sorted(
+        VERBS
+    )
+
+
+def test_every_option_of_runjobs_is_in_the_reference():
+    section = PAGE.partition("## jobs")[0]
+    found = options(runjobs.Command())
+    assert {"--workers", "--threads", "--queues", "--once", "--grace", "--reload"} <= set(found)
+    assert [option for option in found if f"`{option}" not in section] == []
+
+
+def test_every_finding_of_the_doctor_is_in_the_reference():
+    source = (ROOT / "django_jobs" / "health.py").read_text()
+    ids = set(re.findall(r'Finding\(\s*"([a-z-]+)"', source))
+    assert "no-worker" in ids
+    assert [id for id in ids if f"| `{id}` |" not in PAGE] == []

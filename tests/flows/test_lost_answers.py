@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import OperationalError, connection
 
-from django_jobs import job, on
+from django_jobs import emit, job, on
 from django_jobs.models import Event, Run
 
 # SQLite is a file: there is nobody whose answer could get lost.
@@ -187,3 +187,23 @@ def test_a_settle_that_was_done_stays_done(ending, jobs, lost_answer):
 
     assert ended(run) == ("completed", 7)
     assert Run.objects.get().crashes == 0
+
+
+@pytest.mark.parametrize("key", [None, "7"])
+def test_an_emission_outside_a_transaction_whose_commit_nobody_heard_starts_its_jobs_once(key, lost_answer):
+    job("listener", on("a/b"))(lambda ctx: None)
+    lost_answer()
+
+    event = emit("a/b", {"x": 1}, key=key)
+
+    assert Event.objects.get() == event
+    assert event.runs.count() == 1
+
+
+def test_a_start_whose_commit_nobody_heard_starts_once(lost_answer):
+    by_hand = job("by-hand")(lambda ctx: None)
+    lost_answer()
+
+    run = by_hand.start()
+
+    assert Run.objects.get() == run

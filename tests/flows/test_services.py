@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 
 from django_jobs import JobNotFound, StepError, emit, job, on, registry, services, signals
 from django_jobs.exceptions import InvalidVerb
@@ -122,7 +123,7 @@ def test_what_has_ended_cannot_be_cancelled_and_stays_as_it_is(ending, jobs):
 
 
 def test_a_stale_instance_does_not_matter_the_row_decides(jobs):
-    run = job("ends")(lambda ctx: None).start()
+    job("ends")(lambda ctx: None).start()
     stale = Run.objects.get()
     jobs.drain()
 
@@ -291,3 +292,23 @@ def test_what_was_made_of_a_pruned_run_stays_without_it(jobs):
     assert services.prune()["runs"] == 1
     young.refresh_from_db()
     assert (young.parent, young.replay_of) == (None, None)
+
+
+def test_a_run_retried_while_old_runs_are_pruned_is_not_pruned(jobs):
+    run = jobs.run(job("fails", retries=0)(lambda ctx: 1 / 0))
+    jobs.advance(60 * DAY)
+    retried = []
+
+    def retry_after_the_first_look(execute, sql, params, many, context):
+        result = execute(sql, params, many, context)
+        if not retried and sql.startswith("SELECT") and "finished_at" in sql:
+            retried.append(Run.objects.filter(pk=run.pk).requeue())
+        return result
+
+    with connection.execute_wrapper(retry_after_the_first_look):
+        pruned = services.prune()
+
+    assert retried == [1]
+    assert pruned == {"runs": 0, "events": 0}
+    run.refresh_from_db()
+    assert (run.status, run.attempts.count()) == (RunStatus.QUEUED, 1)

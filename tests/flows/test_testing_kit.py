@@ -1,9 +1,11 @@
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.contrib.auth.models import Group
+from django.db import transaction
 from django.test import TestCase
 
-from django_jobs import emit, job, on, registry
+from django_jobs import cron, emit, job, on, registry
 from django_jobs.models import Run
 from django_jobs.testing import Jobs, now
 
@@ -60,8 +62,6 @@ def test_a_job_that_starts_itself_for_ever_is_noticed(jobs, monkeypatch):
 
 
 def test_commit_callbacks_of_a_job_run_as_in_a_worker(jobs, ledger):
-    from django.db import transaction
-
     @job("on-commit")
     def on_commit(ctx):
         ctx.step.run("later", lambda: transaction.on_commit(lambda: ledger.note("committed")))
@@ -69,3 +69,151 @@ def test_commit_callbacks_of_a_job_run_as_in_a_worker(jobs, ledger):
     jobs.run(on_commit)
     assert ledger == ["committed"]
     assert Run.objects.get().status == "completed"
+
+
+def test_runs_that_others_start_are_worked_too_whatever_their_priority_and_queue(jobs, ledger):
+    for queue, priority in [("default", 7), ("mail", 0), ("slow", -3)]:
+
+        @job(f"in-{queue}", on("a/b"), queue=queue, priority=priority)
+        def listener(ctx):
+            ledger.note(ctx.job.queue)
+
+    @job("tells")
+    def tells(ctx):
+        ctx.step.emit("tell", "a/b")
+
+    jobs.run(tells)
+
+    assert ledger == ["default", "mail", "slow"]
+
+
+def test_crons_and_sleeps_come_in_the_order_of_their_times(jobs, ledger):
+    jobs.travel_to(datetime(2026, 5, 4, 0, 30, tzinfo=UTC))
+
+    @job("hourly", cron("0 * * * *"))
+    def hourly(ctx):
+        ctx.step.run("begin", lambda: ledger.note(("cron", now())))
+        ctx.step.sleep("half", timedelta(minutes=30))
+        ctx.step.run("end", lambda: ledger.note(("slept", now())))
+
+    jobs.advance(timedelta(hours=2))
+
+    start = datetime(2026, 5, 4, 1, tzinfo=UTC)
+    half = timedelta(minutes=30)
+    assert ledger == [
+        ("cron", start),
+        ("slept", start + half),
+        ("cron", start + 2 * half),
+        ("slept", start + 3 * half),
+    ]
+
+
+def test_the_clock_stands_still_until_it_is_moved(jobs):
+    before = now()
+    assert now() == before
+    jobs.advance(timedelta(hours=1))
+    assert now() == before + timedelta(hours=1)
+
+
+def test_after_the_test_the_clock_goes_on_and_the_jobs_are_forgotten(db):
+    with Jobs() as jobs:
+        job("of-this-test")(lambda ctx: None)
+        jobs.advance(timedelta(days=365))
+        virtual = now()
+
+    assert now() < virtual
+    assert registry.find("of-this-test") is None
+
+
+def test_travelling_back_in_time_runs_nothing(jobs, ledger):
+    job("daily", cron("0 3 * * *"))(lambda ctx: ledger.note("ran"))
+
+    jobs.travel_to(now() - timedelta(days=30))
+
+    assert ledger == []
+
+
+def test_a_naive_time_to_travel_to_is_refused(jobs):
+    with pytest.raises(ValueError, match="aware"):
+        jobs.travel_to(datetime(2026, 1, 1))
+
+
+def test_advance_stops_where_it_was_told_to(jobs, ledger):
+    @job("naps")
+    def naps(ctx):
+        ctx.step.sleep("nap", timedelta(hours=1))
+        ledger.note("awake")
+
+    jobs.run(naps)
+    jobs.advance(timedelta(minutes=59, seconds=59))
+    assert ledger == []
+    jobs.advance(timedelta(seconds=1))
+    assert ledger == ["awake"]
+
+
+def test_drain_says_how_many_passes_it_made(jobs):
+    naps = job("naps")(lambda ctx: ctx.step.sleep("nap", timedelta(hours=1)))
+    naps.start()
+    naps.start()
+
+    assert jobs.drain() == 2
+    assert jobs.drain() == 0
+
+
+def test_a_job_may_be_named_by_its_id(jobs):
+    job("named")(lambda ctx: ctx.event.data)
+
+    assert jobs.run("named", {"x": 1}).output == {"x": 1}
+
+
+def test_a_failing_statement_in_a_job_does_not_spoil_the_test(jobs):
+    def twice():
+        for _ in range(2):
+            Group.objects.create(name="the same")
+
+    @job("collides", retries=0)
+    def collides(ctx):
+        ctx.step.run("collide", twice)
+
+    assert jobs.run(collides).status == "failed"
+    assert Group.objects.count() == 0
+
+
+def test_without_a_crash_there_is_nothing_to_yield_for_and_with_one_each_boundary_is(jobs, ledger):
+    @job("one-step")
+    def one_step(ctx):
+        return ctx.step.run("work", ledger.note, "worked", 7)
+
+    runs = list(jobs.crash_everywhere(one_step))
+
+    # Before and after the checkpoint, and before the end.
+    assert [(run.status, run.output, run.passes) for run in runs] == [("completed", 7, 2)] * 3
+    assert len(ledger) == 5  # Four runs, and one step worked twice: its worker died before the checkpoint.
+
+
+def test_a_job_that_breaks_when_its_worker_dies_is_found_out(jobs):
+    begun = set()
+
+    @job("careless", retries=0)
+    def careless(ctx):
+        def once():
+            assert ctx.run_id not in begun, "begun before"
+            begun.add(ctx.run_id)
+
+        ctx.step.run("begin", once)
+
+    statuses = [run.status for run in jobs.crash_everywhere(careless)]
+
+    assert statuses == ["failed", "completed", "completed"]
+
+
+def test_data_for_each_crash_may_be_made_by_a_function(jobs):
+    numbers = iter(range(100))
+
+    @job("numbered")
+    def numbered(ctx):
+        return ctx.step.run("work", lambda: ctx.event.data["n"])
+
+    runs = jobs.crash_everywhere(numbered, lambda: {"n": next(numbers)})
+
+    assert [run.output for run in runs] == [0, 1, 2]
