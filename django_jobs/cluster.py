@@ -165,7 +165,8 @@ class Guard(Sentinel):
         return order
 
     def _sentinels(self) -> list[int]:
-        return [process.sentinel for process in (*self.pool, *self.leaving, self.pusher)]
+        living = (*self.pool, *self.leaving, self.pusher)
+        return [process.sentinel for process in living if process.is_alive()]
 
     def _end_with_the_parent(self) -> None:
         for process in (*self.pool, *self.leaving, self.pusher):

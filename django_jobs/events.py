@@ -61,16 +61,27 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
     drafts = [_draft(spec, now) for spec in specs]
     if not drafts:
         return []
-    return outlast(using, lambda: _emit(drafts, using, now), patient=False)
+    tried = False
+
+    def write() -> list[Event]:
+        nonlocal tried
+        if tried and _is_committed(drafts, using):
+            return _resolve(drafts, using)
+        tried = True
+        return _emit(drafts, using, now)
+
+    return outlast(using, write, patient=False)
+
+
+def _is_committed(drafts: Sequence[tuple[Event, str]], using: str) -> bool:
+    """Tell whether an earlier try that broke at its COMMIT lost no more than the answer."""
+    return Event.objects.using(using).filter(pk__in=[event.pk for event, _ in drafts]).exists()
 
 
 def _emit(drafts: Sequence[tuple[Event, str]], using: str, now: datetime) -> list[Event]:
-    for event, _ in drafts:
-        # An earlier try may have failed at its COMMIT. If only the answer got lost, a keyed event finds
-        # the first one, since it has another id now.
+    for event, _ in drafts:  # An earlier try may have left its marks.
         event._state.adding = True
-        if event.key is not None:
-            event.pk, event.digest = uuid7(), digest(event.name, event.key)
+        event.digest = digest(event.name, event.key) if event.key else None
     with _transaction(using):
         events = _insert(drafts, using)
         fresh = list({event.pk: event for event in events if event._state.adding}.values())

@@ -269,7 +269,8 @@ class Pusher:
             line.retiring = True
             line.channel.finish()
         else:
-            line.in_hand.pop(value, None)
+            if value and line.in_hand.get(value[0]) == value[1]:
+                del line.in_hand[value[0]]
             line.free += 1
             self.stirred = True
 

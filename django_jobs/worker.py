@@ -92,7 +92,7 @@ class Worker:
         done = None
         try:
             if isinstance(message, Run):
-                done = message.pk
+                done = message.hold
                 self.in_hand.update([message.hold])
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
@@ -101,8 +101,9 @@ class Worker:
             # Whatever it was, this thread goes on, and the pusher hears that it is free.
             signals.log_pass_broken(message, error)
         finally:
-            if done:
-                self.in_hand.pop(done, None)
+            # Not if the run was claimed anew meanwhile and is in this worker's hands a second time.
+            if done and self.in_hand.get(done[0]) == done[1]:
+                del self.in_hand[done[0]]
             tidy_connections()
         self.line.send(("done", done))
         self.runs_left -= 1

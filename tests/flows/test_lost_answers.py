@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import OperationalError, connection
 
-from django_jobs import emit, job, on
+from django_jobs import EventSpec, emit, emit_many, job, on
 from django_jobs.models import Event, Run
 
 # SQLite is a file: there is nobody whose answer could get lost.
@@ -200,10 +200,22 @@ def test_an_emission_outside_a_transaction_whose_commit_nobody_heard_starts_its_
     assert event.runs.count() == 1
 
 
-def test_a_start_whose_commit_nobody_heard_starts_once(lost_answer):
+def test_many_emissions_whose_commit_nobody_heard_come_back_as_if_it_had_been(lost_answer):
+    job("listener", on("a/b"))(lambda ctx: None)
+    first = emit("a/b", {"n": 0}, key="old")
+    lost_answer()
+
+    keys = [None, "old", "new", "new", None]
+    events = emit_many(EventSpec("a/b", {"n": number}, key=key) for number, key in enumerate(keys, 1))
+
+    assert [event.data["n"] for event in events] == [1, 0, 3, 3, 5]
+    assert events[1] == first
+    assert Event.objects.count() == Run.objects.count() == 4
+
+
+def test_who_starts_a_job_is_told_when_nobody_knows_whether_it_started(lost_answer):
     by_hand = job("by-hand")(lambda ctx: None)
     lost_answer()
 
-    run = by_hand.start()
-
-    assert Run.objects.get() == run
+    with pytest.raises(OperationalError):
+        by_hand.start()
