@@ -1,11 +1,11 @@
 """A connection that breaks at the worst moment, between the work and its checkpoint."""
 
 import pytest
-from django.db import OperationalError, connection, connections
+from django.db import InterfaceError, OperationalError, connection, connections
 
-from django_jobs import job
+from django_jobs import StepError, emit, job, on
 from django_jobs.executor import execute
-from django_jobs.models import Run, RunStatus, Step
+from django_jobs.models import Event, Run, RunStatus, Step
 from django_jobs.outage import outlast
 
 
@@ -101,3 +101,83 @@ def test_inside_a_transaction_nothing_is_tried_again():
     with pytest.raises(OperationalError):
         outlast("default", refused)
     assert len(tries) == 1
+
+
+@pytest.fixture
+def database_away(monkeypatch):
+    """Break the connection and let the next attempts to connect fail."""
+    connect, refusals = connection.connect, []
+
+    def refuse():
+        if refusals:
+            refusals.pop()
+            raise OperationalError("nobody is listening there")
+        connect()
+
+    def go_away(refused=3):
+        connection.ensure_connection()
+        refusals[:] = [None] * refused
+        connection.connection.close()
+
+    monkeypatch.setattr(connection, "connect", refuse)
+    monkeypatch.setattr("django_jobs.outage.LONGEST_PAUSE", 0.1)
+    return go_away
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "when", ["in a step", "between steps", "before a sleep", "in a failing step", "at the end"]
+)
+def test_a_database_that_is_away_for_a_while_is_waited_for(when, database_away, ledger, caplog):
+    @job("patient", retries=0)
+    def patient(ctx):
+        def work():
+            ledger.note("worked")
+            if when in ("in a step", "in a failing step"):
+                database_away()
+            return 1 / 0 if when == "in a failing step" else 7
+
+        try:
+            result = ctx.step.run("work", work)
+        except StepError as error:
+            result = error.type
+        if when in ("between steps", "at the end"):
+            database_away()
+        if when == "between steps":
+            ctx.step.run("more", int)
+        if when == "before a sleep":
+            database_away()
+            ctx.step.sleep_until("past", ctx.now)
+        return result
+
+    run = patient.start()
+    [claimed] = Run.objects.claim(1, jobs=["patient"])
+    execute(claimed)
+
+    run.refresh_from_db()
+    assert (run.status, run.output) == (RunStatus.COMPLETED, "ZeroDivisionError" if "failing" in when else 7)
+    assert ledger == ["worked"]
+    assert "cannot be reached" in caplog.text
+    assert "is back" in caplog.text
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+def test_who_emits_is_told_at_once_when_the_database_is_away(database_away):
+    database_away()
+
+    with pytest.raises((OperationalError, InterfaceError)):
+        emit("a/b")
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+def test_an_event_emitted_over_a_broken_connection_is_emitted_once():
+    job("listener", on("a/b"))(lambda ctx: None)
+    break_the_connection()
+
+    event = emit("a/b", {"x": 1})
+
+    assert Event.objects.get() == event
+    assert event.runs.count() == 1

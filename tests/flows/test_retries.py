@@ -1,3 +1,4 @@
+from asyncio import CancelledError
 from datetime import timedelta
 
 import pytest
@@ -167,22 +168,20 @@ def test_a_backoff_of_the_jobs_own_that_fails_costs_nothing(jobs):
     assert run.wake_at > now()
 
 
-def test_an_exit_in_a_step_is_a_failure_like_another(jobs):
-    @job("exits", retries=0)
+@pytest.mark.parametrize("error", [SystemExit(3), CancelledError(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+def test_an_exit_is_a_failure_like_another(error, where, jobs):
+    flaky = Flaky(error)
+
+    @job("exits", retries=1, backoff=EVEN)
     def exits(ctx):
-        ctx.step.run("exit", Flaky(SystemExit(3)))
+        return ctx.step.run("exit", flaky) if where == "in a step" else flaky()
 
     run = jobs.run(exits)
-    assert (run.status, run.attempts.get().error["type"]) == (RunStatus.FAILED, "SystemExit")
-
-
-def test_an_exit_between_steps_is_a_failure_like_another(jobs):
-    exits = job("exits", retries=1, backoff=EVEN)(lambda ctx: Flaky(SystemExit(3))())
-
-    run = jobs.run(exits)
+    assert run.attempts.get().error["type"] == type(error).__name__
     jobs.advance(HOUR)
     run.refresh_from_db()
-    assert (run.status, run.error["type"], run.attempts.count()) == (RunStatus.FAILED, "SystemExit", 2)
+    assert (run.status, run.output) == (RunStatus.COMPLETED, "done")
 
 
 def test_a_job_that_says_nothing_has_four_retries_each_later_than_the_last(jobs):
