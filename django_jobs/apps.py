@@ -25,10 +25,9 @@ class DjangoJobsConfig(AppConfig):
 
 
 def _write_down(sender: Any, using: str, **kwargs: Any) -> None:
-    from . import scheduler, services
+    from . import scheduler
     from .models import Job
 
     if Job._meta.db_table not in connections[using].introspection.table_names():
         return  # Migrated back to nothing.
-    services.sync(using=using)
-    scheduler.reconcile(using=using)
+    scheduler.write_down(using=using)

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, router
+from django.db.models import Min
 from django.utils import timezone
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
@@ -27,11 +28,15 @@ from .scheduler import CLUSTER, FIRE
 
 
 class Outlook(NamedTuple):
-    """What comes next: the earliest run and schedule, and whether a django-q2 message waits."""
+    """What comes next, by the database: when, and whether something has been due for a while."""
 
-    run: datetime | None
-    schedule: datetime | None
-    mail: bool
+    #: When a run may be claimed: a time that has passed if one is due.
+    run: datetime | None = None
+    #: When the next schedule is due, and whether there is one that has been and is still there.
+    schedule: datetime | None = None
+    overdue: bool = False
+    #: Whether an ordinary django-q2 message waits.
+    mail: bool = False
 
 
 class RunBroker(ORM):
@@ -100,21 +105,26 @@ class RunBroker(ORM):
         """Look ahead, in one statement where runs and django-q2's tables share a database."""
         now = timezone.now()
         using = router.db_for_write(Run)
-        statement, parameters = claim.next_wake(Run.objects.using(using), self.queues)
+        statement, parameters = claim.next_wake(
+            Run.objects.using(using), jobs=self.served(), queues=self.queues, now=now
+        )
         if using == router.db_for_write(Schedule) == (Conf.ORM or "default"):
             quote = connections[using].ops.quote_name
             schedules, mail_table = quote(Schedule._meta.db_table), quote(OrmQ._meta.db_table)
+            ours = f"SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0"  # noqa: S608 (names only)
             statement = (
-                f"SELECT ({statement}),"  # noqa: S608 (names only)
-                f" (SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0),"
+                f"SELECT ({statement}), ({ours} AND next_run > %s), ({ours} AND next_run <= %s),"  # noqa: S608
                 f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
             )
-            run, schedule, mail = _one_row(using, statement, [*parameters, CLUSTER, self.list_key, now])
+            parameters += [CLUSTER, now, CLUSTER, now, self.list_key, now]
+            run, schedule, overdue, mail = _one_row(using, statement, parameters)
         else:
             (run,) = _one_row(using, statement, parameters)
-            schedule = self._schedules().order_by("next_run").values_list("next_run", flat=True).first()
+            schedule = self._schedules().filter(next_run__gt=now).aggregate(next=Min("next_run"))["next"]
+            overdue = self._schedules().filter(next_run__lte=now).exists()
             mail = OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=now).exists()
-        return Outlook(instant(connections[using], run), instant(connections[using], schedule), bool(mail))
+        run, schedule = (instant(connections[using], time) for time in (run, schedule))
+        return Outlook(run, schedule, bool(overdue), bool(mail))
 
     def fire_others(self) -> None:
         """Let django-q2 fire the schedules of this cluster that are not ours, if one is due."""

@@ -19,13 +19,9 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any
 from uuid import uuid4
 
-from django.core.cache.backends.db import DatabaseCache
-from django.core.cache.backends.dummy import DummyCache
-from django.core.cache.backends.locmem import LocMemCache
 from django.db import connections
 from django_q.cluster import Cluster, Sentinel, get_mp_context
 from django_q.conf import Conf, setproctitle
-from django_q.status import Stat
 
 from . import __version__, channel, clock, signals
 from .broker import RunBroker
@@ -39,7 +35,7 @@ from .worker import Worker
 GUARD_SILENT = 20.0
 PUSHER_STUCK = 90.0
 
-STOP, STOP_NOW, DRAIN, FINISH, QUIET, PULSE = b"S", b"N", b"D", b"F", b"Q", b"."
+STOP, STOP_NOW, DRAIN, FINISH, QUIET, ALONE, PULSE = b"S", b"N", b"D", b"F", b"Q", b"A", b"."
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Guard(Sentinel):
         self.pulse = RawValue("d", time.monotonic())
         self.pool_size = options.workers
         self.pool: list[Any] = []
-        #: Workers whose pusher died: they have lost their line, and each ends after the step in hand.
+        #: Workers that end by themselves: for one run only, or without a line since their pusher died.
         self.leaving: list[Any] = []
         self.start()
 
@@ -99,13 +95,14 @@ class Guard(Sentinel):
         self.pusher = self._fork(partial(self._be_pusher, line))
         line.close()
 
-    def spawn_worker(self) -> None:
+    def spawn_worker(self, alone: bool = False) -> None:
+        """Start a worker of the pool, or one for a single run, which nobody replaces when it is done."""
         control, there = socket.socketpair()
         ours, theirs = channel.pair()
-        work = partial(self._be_worker, theirs, there)
+        work = partial(self._be_worker, theirs, there, alone)
         worker = self._fork(work, control, ours, daemon=Conf.DAEMONIZE_WORKERS)
         worker.control = control
-        self.pool.append(worker)
+        (self.leaving if alone else self.pool).append(worker)
         there.close()
         theirs.close()
         try:
@@ -126,43 +123,49 @@ class Guard(Sentinel):
         _title("pusher")
         Pusher(self.broker, line, me=self.me, once=self.options.once, pulse=self.pulse).work()
 
-    def _be_worker(self, line: channel.Channel, control: socket.socket) -> None:
+    def _be_worker(self, line: channel.Channel, control: socket.socket, alone: bool) -> None:
         _title("worker")
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not SIG_IGN, which the programs that a step starts would inherit.
             signal.signal(number, lambda *_: None)
-        Worker(line, control, self.broker, threads=self.options.threads).work()
+        threads = 1 if alone else self.options.threads
+        Worker(line, control, self.broker, threads=threads, alone=alone).work()
 
     # Guarding.
 
     def guard(self) -> None:
         self.start_event.set()
-        noted = 0.0
         while (order := self._listen(0.5)) is None:
             self._replace_the_dead()
             if time.monotonic() - self.pulse.value > PUSHER_STUCK:
                 signals.log_stuck("pusher", self.pusher.pid)
                 self.pusher.kill()
-            if time.monotonic() - noted > 1:
-                noted = time.monotonic()
-                self._note()
         self.stop(0 if order == STOP_NOW else self.options.grace)
 
     def _listen(self, timeout: float) -> bytes | None:
         """Wait for a child's death or a word from either side; return an order to stop, if that is it."""
+        lines = [self.parent, self.pusher_line] if self.pusher.is_alive() else [self.parent]
+        ready = wait([*lines, *self._sentinels()], timeout)
+        if self.pusher_line in ready:
+            self._hear_the_pusher()
         try:
             self.parent.sendall(PULSE)
-            ready = wait([self.parent, self.pusher_line, *self._sentinels()], timeout)
-            if self.pusher_line in ready and self.pusher_line.recv(1) == QUIET:
-                self.parent.sendall(QUIET)
-            if self.parent not in ready:
-                return None
-            order = self.parent.recv(1)
+            order = self.parent.recv(1) if self.parent in ready else None
         except OSError:
             order = b""
-        if not order:
+        if order == b"":
             self._end_with_the_parent()
         return order
+
+    def _hear_the_pusher(self) -> None:
+        try:
+            word = self.pusher_line.recv(1)
+        except OSError:
+            return  # It is dead, which is about to be noticed.
+        if word == ALONE and not self.stop_event.is_set():
+            self.spawn_worker(alone=True)
+        elif word == QUIET:
+            self._tell(QUIET, self.parent)
 
     def _sentinels(self) -> list[int]:
         living = (*self.pool, *self.leaving, self.pusher)
@@ -202,14 +205,6 @@ class Guard(Sentinel):
             self.pool.remove(process)
             self.spawn_worker()
         self.reincarnations += 1
-
-    def _note(self) -> None:
-        """Keep django-q2's own status page (``qinfo``) right, where its cache is one that others see."""
-        if not isinstance(self.broker.cache, DatabaseCache | DummyCache | LocMemCache):
-            Stat(self).save()
-
-    def status(self) -> str:
-        return Conf.STOPPING if self.stop_event.is_set() else Conf.IDLE
 
     # Stopping.
 

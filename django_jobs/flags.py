@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import signals
 from .conf import conf
 from .exceptions import UnknownGate
 
@@ -40,13 +41,36 @@ def known() -> list[str]:
 
 
 def closed(gate: Gate) -> str | None:
-    """Return the name of the flag that keeps ``gate`` closed, or None when it is open."""
+    """
+    Return the name of the flag that keeps ``gate`` closed, or None when it is open.
+
+    A function that raises counts as open, and the log says so: closed would lose the events that come
+    while a flag service is away, and the runs that sleep.
+    """
+    try:
+        return ask(gate)
+    except UnknownGate:
+        raise
+    except Exception as error:
+        signals.log_gate_broken(name(gate), error)
+        return None
+
+
+def ask(gate: Gate) -> str | None:
+    """Do the same, and let through what a function that is a gate raises."""
     if gate is None:
         return None
     if callable(gate):
-        return None if gate() else getattr(gate, "__name__", repr(gate))
+        return None if gate() else name(gate)
     paths = (gate,) if isinstance(gate, str) else gate
     return next((path for path in paths if not get(path)), None)
+
+
+def name(gate: Gate) -> str:
+    """Return what people call ``gate``: its flags, or the name of the function it is."""
+    if callable(gate):
+        return getattr(gate, "__name__", repr(gate))
+    return ", ".join(gate) if isinstance(gate, tuple) else gate or ""
 
 
 def _lookup(tree: Any, path: str) -> Any:

@@ -14,14 +14,12 @@ from django.db import Error, connections, router
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Count, Max, Min, Q
 
-from . import clock, registry, scheduler, services
+from . import clock, flags, registry, scheduler, services
 from .checks import TAG
 from .conf import conf
 from .exceptions import UnknownGate
 from .models import OPEN, Run, RunStatus, Worker
-
-#: A worker beats every ten seconds; one not heard for so long is not counted on.
-ALIVE = timedelta(seconds=30)
+from .models.worker import ALIVE
 
 #: What has been due for longer than this is late.
 LATE = timedelta(seconds=60)
@@ -63,7 +61,7 @@ def health() -> dict[str, Any]:
 
 
 def _examine(report: dict[str, Any], using: str, now: datetime) -> None:
-    workers = _alive(using, now).count()
+    workers = Worker.objects.using(using).alive().count()
     late = _lateness(_due(using, now).filter(job_id__in=_known()).aggregate(at=Min("wake_at"))["at"], now)
     crons_late = _lateness(scheduler.next_run(), now)
     reasons = []
@@ -120,12 +118,14 @@ def _gates() -> Iterator[Finding]:
     for job in registry.known():
         if isinstance(error := _gate_error(job), Exception) and not isinstance(error, UnknownGate):
             what = f'The gate of job "{job.id}" raises {type(error).__name__}: {error}'
-            yield Finding("broken-gate", "error", what, "Mend the function; no cluster can work until then.")
+            yield Finding(
+                "broken-gate", "error", what, "Mend the function; the gate counts as open until then."
+            )
 
 
 def _gate_error(job: registry.Job) -> Exception | None:
     try:
-        job.closed_by  # noqa: B018
+        flags.ask(job.gate)
     except Exception as error:  # A gate may be any function of the host's.
         return error
     return None
@@ -142,7 +142,7 @@ def _declared() -> Iterator[Finding]:
 
 
 def _workers(using: str, now: datetime) -> Iterator[Finding]:
-    if not _alive(using, now).exists():
+    if not Worker.objects.using(using).alive().exists():
         last = Worker.objects.using(using).aggregate(at=Max("heartbeat_at"))["at"]
         seen = f"; the last one was {span(now - last)} ago" if last else ""
         yield Finding(
@@ -158,7 +158,7 @@ def _workers(using: str, now: datetime) -> Iterator[Finding]:
 
 def _waiting(using: str, now: datetime) -> Iterator[Finding]:
     """Say of each job why its due runs are not taken up."""
-    workers = list(_alive(using, now))
+    workers = list(Worker.objects.using(using).alive())
     due = _due(using, now).filter(job_id__in=_known()).order_by("job_id", "queue").values("job_id", "queue")
     for row in due.annotate(runs=Count("pk"), since=Min("wake_at")):
         job, late = registry.find(row["job_id"]), now - row["since"]
@@ -232,10 +232,6 @@ def _journal(using: str, now: datetime) -> Iterator[Finding]:
 
 
 # Words and sets.
-
-
-def _alive(using: str, now: datetime) -> Any:
-    return Worker.objects.using(using).filter(heartbeat_at__gte=now - ALIVE)
 
 
 def _open(using: str) -> Any:

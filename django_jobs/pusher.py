@@ -2,18 +2,20 @@
 The process that claims due runs for the free slots of its workers, and keeps the cluster's timers.
 
 It knows which run each worker has, because it sent it there. When a worker dies its line ends, and
-the leases it had are ended with it, so its runs go on elsewhere at once.
+the leases it had are ended with it, so its runs go on elsewhere at once. A run that takes its worker down
+time and again takes those beside it along; so after the second time it gets a worker of its own.
 """
 
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connections, router
+from django.db import Error, InterfaceError, OperationalError, connections, router
 
 from . import clock, scheduler, services, signals, wakeup
 from .broker import Outlook, RunBroker
@@ -25,8 +27,17 @@ from .models import Run, Worker
 RECONCILE = 60.0
 HEARTBEAT = 10.0
 
-#: The shortest time between two looks ahead.
+#: The shortest time between two looks ahead; and while there is a backlog, beside which crons must not wait.
 LOOK_AHEAD = 0.25
+LOOK_ASIDE = 0.5
+
+#: A schedule that stays overdue when it was fired (a broken row of the host) is tried again ever more rarely.
+LONGEST_WAIT = 30.0
+
+#: A run that took its worker down so often in a row is the next time alone in a worker.
+SUSPECT = 2
+#: One for which there is no such worker just now waits so long.
+SUSPECTS_WAIT = timedelta(seconds=5)
 
 
 @dataclass
@@ -37,7 +48,13 @@ class Line:
     pid: int = 0
     free: int = 0
     retiring: bool = False
+    #: For one run only, a suspect.
+    alone: bool = False
     in_hand: dict[UUID, UUID] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.retiring or self.alone)
 
 
 class Pusher:
@@ -55,11 +72,13 @@ class Pusher:
         self.bell = wakeup.bell(self.using)
         self.bell_line: tuple[int, Any] | None = None
         self.lines: list[Line] = []
+        self.suspects: list[Run] = []
         self.draining = self.finished = self.away = False
         self.look = True  # Something may be due.
         self.stirred = True  # Something happened since the last look ahead.
-        self.outlook = Outlook(None, None, False)
-        self.looked_ahead = self.reconciled = self.beaten = float("-inf")
+        self.outlook = Outlook()
+        self.looked_ahead = self.reconciled = self.beaten = self.ticked = float("-inf")
+        self.tick_pause = 0.0
 
     def work(self) -> None:
         """Go on until told to finish; a database that is away is waited for."""
@@ -67,13 +86,15 @@ class Pusher:
             self.pulse.value = time.monotonic()
             try:
                 self._turn()
-            except (OperationalError, InterfaceError) as error:
+            except Error as error:
                 self._away(error)
                 self._serve(self.selector.select(1.0))
         self._leave()
 
     def _turn(self) -> None:
         if not self.draining:
+            if self.away:
+                self._keep_leases()
             self._keep_house()
             self._dispatch()
             self._look_ahead()
@@ -83,6 +104,11 @@ class Pusher:
             self.away = False
             signals.log_database_back(self.using)
         self._wait()
+
+    def _keep_leases(self) -> None:
+        """Keep what the workers have in hand: its leases may have run out while the database was away."""
+        if leases := [hold for line in self.lines for hold in line.in_hand.items()]:
+            Run.objects.using(self.using).renew(leases)
 
     def _away(self, error: Exception) -> None:
         if not self.away:
@@ -101,20 +127,34 @@ class Pusher:
     def _keep_house(self) -> None:
         now = time.monotonic()
         if now - self.reconciled >= RECONCILE:
-            services.sync(self.using)
-            scheduler.reconcile()
-            services.check_clock(self.using)
-            self._bury_the_dead()
             self.reconciled, self.looked_ahead = now, float("-inf")
+            self._try("write down its jobs and crons", scheduler.write_down)
+            self._try("compare the clocks", services.check_clock, self.using)
+            self._try("remove the rows of dead clusters", self._bury_the_dead)
         if now - self.beaten >= HEARTBEAT:
             self.beat()
             self.beaten = now
-        if self.outlook.schedule and self.outlook.schedule <= clock.now():
-            scheduler.tick()
-            self.broker.fire_others()
+        if self._is_cron_time(now):
+            self.ticked, self.tick_pause = now, min(2 * self.tick_pause + 1, LONGEST_WAIT)
+            self._try("fire its crons", scheduler.tick)
+            self._try("fire the host's schedules", self.broker.fire_others)
             self.look, self.looked_ahead = True, float("-inf")
         if self.outlook.run and self.outlook.run <= clock.now():
             self.look, self.outlook = True, self.outlook._replace(run=None)
+
+    def _try(self, chore: str, work: Callable[..., Any], *arguments: Any) -> None:
+        """Do what the runs do not depend on; whatever goes wrong there, they go on."""
+        try:
+            work(*arguments)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            signals.log_chore_failed(chore, error)
+
+    def _is_cron_time(self, now: float) -> bool:
+        if self.outlook.schedule and self.outlook.schedule <= clock.now():
+            return True
+        return self.outlook.overdue and now - self.ticked >= self.tick_pause
 
     def beat(self) -> None:
         """Keep this cluster's row fresh; a row that was pruned comes back."""
@@ -130,12 +170,14 @@ class Pusher:
         Worker.objects.using(self.using).filter(heartbeat_at__lt=long_ago).delete()
 
     def _look_ahead(self) -> None:
-        """Learn when the next run, schedule or message is due, once nothing is due now."""
-        idle_for = time.monotonic() - self.looked_ahead
-        if self.look or idle_for < (LOOK_AHEAD if self.stirred else conf.POLL_SECONDS):
+        """Learn when the next run, schedule or message is due; beside a backlog too, but not as often."""
+        pause = LOOK_ASIDE if self.look else LOOK_AHEAD if self.stirred else conf.POLL_SECONDS
+        if time.monotonic() - self.looked_ahead < pause:
             return
         self.outlook = self.broker.outlook()
         self.looked_ahead, self.stirred = time.monotonic(), False
+        if not self.outlook.overdue:
+            self.tick_pause = 0.0
         self.look = self.outlook.mail or bool(self.outlook.run and self.outlook.run <= clock.now())
         if not self.look:
             self.bell.calm()
@@ -144,31 +186,53 @@ class Pusher:
 
     def _dispatch(self) -> None:
         """Claim as many due runs as there are free slots and spread them over the workers."""
-        while self.look and (slots := sum(line.free for line in self.lines if not line.retiring)):
-            found = self.broker.dequeue(slots)
-            for _, run in found:
+        while self.look and (slots := self._slots()):
+            found = self._dispatch_mail(slots) if self.outlook.mail else 0
+            runs = self.broker.dequeue(slots - found)
+            for _, run in runs:
                 self._send(run)
-            if self.outlook.mail and len(found) < slots:
-                found += self._dispatch_mail(slots - len(found))
-            self.look = len(found) == slots
+            found += len(runs)
+            self.look = found == slots
             if found:
                 self.stirred = True
                 self.bell.busy()
 
-    def _dispatch_mail(self, slots: int) -> list[Any]:
-        messages = self.broker.messages(slots)
+    def _slots(self) -> int:
+        return sum(line.free for line in self.lines if line.is_open)
+
+    def _dispatch_mail(self, slots: int) -> int:
+        """Pass on ordinary messages, into half of the slots: neither they nor the runs make the others wait."""
+        messages = self.broker.messages(-(-slots // 2))
         for message in messages:
             line = self._freest()
             line.free -= 1
             self._say(line, message)
         self.outlook = self.outlook._replace(mail=False)
-        return messages
+        return len(messages)
 
     def _send(self, run: Run) -> None:
-        line = self._freest()
+        if run.crashes >= SUSPECT and self.me.threads > 1:
+            self._isolate(run)
+        else:
+            self._give(run, self._freest())
+
+    def _give(self, run: Run, line: Line) -> None:
         line.free -= 1
         line.in_hand.update([run.hold])
         self._say(line, run)
+
+    def _isolate(self, run: Run) -> None:
+        """Have a worker started for this run alone, or put it off if there are enough of them already."""
+        if len(self.suspects) + sum(line.alone for line in self.lines) < self.me.threads:
+            self.suspects.append(run)
+            self.control.sendall(b"A")
+        else:
+            Run.objects.using(self.using).hand_back([run.hold], wait=SUSPECTS_WAIT)
+
+    def _give_suspect(self, line: Line) -> None:
+        if self.suspects:
+            self._give(self.suspects.pop(0), line)
+        line.channel.finish()
 
     def _say(self, line: Line, message: Any) -> None:
         try:
@@ -177,13 +241,15 @@ class Pusher:
             pass  # The end of this line is about to be noticed, and what it had in hand released.
 
     def _freest(self) -> Line:
-        return max((line for line in self.lines if not line.retiring), key=lambda line: line.free)
+        return max((line for line in self.lines if line.is_open), key=lambda line: line.free)
 
     def _quit_if_done(self) -> None:
         """With ``--once``: say so when nothing is due and nothing in hand."""
-        idle = [line for line in self.lines if line.free == self.me.threads]
-        quiet = not self.look and not self.stirred and not self.outlook.mail
-        if self.once and quiet and len(idle) == self.me.processes:
+        if not self.once:
+            return
+        idle = [line for line in self.lines if line.free == self.me.threads and not line.alone]
+        busy = self.look or self.stirred or self.suspects or any(line.alone for line in self.lines)
+        if not busy and len(idle) == self.me.processes:
             self.control.sendall(b"Q")
             self.once = False
 
@@ -205,7 +271,7 @@ class Pusher:
                     self.looked_ahead = float("-inf")
                     return
             left = until - time.monotonic()
-            if left <= 0 or (self.look and not self.draining and any(line.free for line in self.lines)):
+            if left <= 0 or (self.look and not self.draining and self._slots()):
                 return
             timeout = min(left, self.bell.pause)
 
@@ -215,8 +281,10 @@ class Pusher:
         if self.draining:
             return now + 0.2
         timers = [now + conf.POLL_SECONDS, self.reconciled + RECONCILE, self.beaten + HEARTBEAT]
-        if self.stirred and not self.look:
-            timers.append(self.looked_ahead + LOOK_AHEAD)
+        if self.look or self.stirred:
+            timers.append(self.looked_ahead + (LOOK_ASIDE if self.look else LOOK_AHEAD))
+        if self.outlook.overdue:
+            timers.append(self.ticked + self.tick_pause)
         for due in (self.outlook.run, self.outlook.schedule):
             if due and due > wall:
                 timers.append(now + (due - wall) / timedelta(seconds=1))
@@ -254,6 +322,8 @@ class Pusher:
             self.draining = True
             for line in self.lines:
                 line.channel.finish()
+            if self.suspects:
+                self._release([run.hold for run in self.suspects], self.me.pid, told=True)
         elif order == b"F":
             self.finished = True
 
@@ -264,7 +334,9 @@ class Pusher:
             self._lost(line)
             return
         if kind == "ready":
-            line.pid, line.free = value
+            line.pid, line.free, line.alone = value
+            if line.alone:
+                self._give_suspect(line)
         elif kind == "retire":
             line.retiring = True
             line.channel.finish()
@@ -286,7 +358,7 @@ class Pusher:
         runs = Run.objects.using(self.using)
         try:
             released = runs.hand_back(leases) if told else runs.abandon(leases)
-        except (OperationalError, InterfaceError) as error:
+        except Error as error:
             self._away(error)  # Their leases run out by themselves.
         else:
             signals.log_released(pid, released, told=told)
@@ -295,5 +367,5 @@ class Pusher:
     def _leave(self) -> None:
         try:
             Worker.objects.using(self.using).filter(pk=self.me.pk).delete()
-        except (OperationalError, InterfaceError):
+        except Error:
             pass  # Its heartbeat grows old instead.

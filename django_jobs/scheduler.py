@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import connections, router
+from django.db import InterfaceError, OperationalError, connections, router
 from django.db.models import Min
 from django_q.models import Schedule
 
-from . import clock, registry, signals, wakeup
+from . import clock, registry, services, signals, wakeup
 from .exceptions import JobNotFound
-from .models import Job, Run
+from .models import Job, Run, Worker
 from .models.fields import uuid7
 from .triggers import CronTrigger, spread
 
@@ -27,6 +27,9 @@ FIRE = "django_jobs.scheduler.fire"
 
 #: A slot found later than this counts as missed, which is where ``catch_up`` decides.
 PUNCTUAL = timedelta(seconds=60)
+
+#: A job that another release has written down within this time is one of a release still at work.
+RELEASE = timedelta(minutes=3)
 
 #: So many missed slots of one trigger are started in one tick; the rest in the next ones.
 MOST_AT_ONCE = 1000
@@ -53,8 +56,10 @@ def tick() -> None:
     for row in _ours().filter(next_run__lte=now):
         try:
             _fire_due(row, now)
-        except Exception:
-            signals.logger.exception("the schedule %s could not be fired", row.name)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            signals.log_chore_failed(f"fire the schedule {row.name}", error)
 
 
 def _fire_due(row: Schedule, now: datetime) -> None:
@@ -108,19 +113,33 @@ def _start(job: registry.Job, cron: CronTrigger, slots: Iterable[datetime]) -> l
     return started
 
 
+def write_down(using: str | None = None) -> None:
+    """
+    Bring the Schedule and the Job rows up to what the registry knows. Safe to repeat, on every cluster.
+
+    In this order: what another release wrote of its jobs a minute ago tells whose rows are not ours to remove.
+    """
+    reconcile(using)
+    services.sync(using)
+    _note_next_runs(using or router.db_for_write(Schedule))
+
+
 def reconcile(using: str | None = None) -> None:
     """
     Make the Schedule rows match the registry: create, mend, remove. Safe to repeat, on every cluster.
 
     A new row begins with the next slot from now. Two clusters that create the same row at once leave
-    a double, which the next call removes; its slots start once all the same.
+    a double, which the next call removes; its slots start once all the same. During a rolling deploy
+    two releases are at work: neither removes what the other has just declared.
     """
     using = using or router.db_for_write(Schedule)
     if not router.allow_migrate_model(using, Schedule) or not _migrated(using):
         return
-    wanted = _wanted()
+    wanted, others = _wanted(), _other_releases()
     for row in Schedule.objects.using(using).filter(cluster=CLUSTER, func=FIRE):
         found = wanted.pop(_identity(row), None)
+        if found is None and _identity(row)[0] in others:
+            continue
         if found is None:
             row.delete()
         elif _is_damaged(row, *found):
@@ -128,6 +147,15 @@ def reconcile(using: str | None = None) -> None:
     # bulk_create, because ``Schedule.save`` would reckon ``next_run`` in its own way.
     Schedule.objects.using(using).bulk_create([Schedule(**_columns(*found)) for found in wanted.values()])
     _note_next_runs(using)
+
+
+def _other_releases() -> set[str]:
+    """Return the ids of jobs that a release at work beside ours declares with other triggers, or alone."""
+    if not Worker.objects.using(router.db_for_write(Worker)).alive().exists():
+        return set()
+    ours = {job.id: [str(trigger) for trigger in job.triggers] for job in registry.known()}
+    lately = Job.objects.using(router.db_for_write(Job)).filter(synced_at__gt=clock.now() - RELEASE)
+    return {pk for pk, triggers in lately.values_list("pk", "triggers") if triggers != ours.get(pk)}
 
 
 def faults() -> list[tuple[str, str]]:
@@ -201,4 +229,6 @@ def _is_damaged(row: Schedule, job: registry.Job, cron: CronTrigger) -> bool:
 
 def _note_next_runs(using: str) -> None:
     for row in Schedule.objects.using(using).filter(cluster=CLUSTER, func=FIRE):
-        Job.objects.filter(pk=_identity(row)[0]).update(next_run_at=row.next_run)
+        Job.objects.using(router.db_for_write(Job)).filter(pk=_identity(row)[0]).update(
+            next_run_at=row.next_run
+        )

@@ -14,7 +14,7 @@ from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.query import QuerySet
 
-from . import clock, registry, signals, wakeup
+from . import clock, flags, registry, signals, wakeup
 from .conf import conf
 from .exceptions import InvalidVerb
 from .models import Attempt, Event, Job, Run, Step
@@ -103,14 +103,11 @@ def _unique(using: str) -> dict[str, Any]:
 
 
 def _row(job: registry.Job, closed_by: str | None, now: datetime) -> Job:
-    gate = job.gate
-    if callable(gate):
-        gate = getattr(gate, "__name__", "a function")
     return Job(
         id=job.id,
         group=job.group,
         triggers=[str(trigger) for trigger in job.triggers],
-        gate=", ".join(gate) if isinstance(gate, tuple) else gate or "",
+        gate=flags.name(job.gate),
         closed_by=closed_by or "",
         doc=job.doc,
         version=job.version,

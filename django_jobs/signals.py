@@ -169,5 +169,13 @@ def log_stuck(part: str, pid: int) -> None:
     logger.error("%s %s no longer answers; it is killed and replaced", part, pid)
 
 
+def log_gate_broken(gate: str, error: Exception) -> None:
+    logger.error("the gate %s raised an error and counts as open", gate, exc_info=error)
+
+
+def log_chore_failed(chore: str, error: Exception) -> None:
+    logger.error("the cluster could not %s; it goes on without, and tries again later", chore, exc_info=error)
+
+
 def log_backoff_broken(error: Exception) -> None:
     logger.error("a job's own backoff failed; the default one takes its place", exc_info=error)

@@ -26,10 +26,13 @@ BEATS_PER_LEASE = 3
 
 
 class Worker:
-    def __init__(self, line: Channel, control: socket.socket, broker: RunBroker, *, threads: int) -> None:
+    def __init__(
+        self, line: Channel, control: socket.socket, broker: RunBroker, *, threads: int, alone: bool = False
+    ) -> None:
         self.line = line
         self.control = control
         self.broker = broker
+        self.alone = alone
         self.in_hand: dict[UUID, UUID] = {}
         self.stopping = False
         self.runs_left = conf.RECYCLE or -1
@@ -37,7 +40,7 @@ class Worker:
 
     def work(self) -> None:
         """Take runs until told to stop; end at once, as if killed, when the guard is gone."""
-        self.line.send(("ready", (os.getpid(), len(self.threads))))
+        self.line.send(("ready", (os.getpid(), len(self.threads), self.alone)))
         for thread in self.threads:
             thread.start()
         while any(thread.is_alive() for thread in self.threads):
@@ -90,6 +93,7 @@ class Worker:
 
     def _perform(self, message: Any) -> None:
         done = None
+        drop_dead_connections()
         try:
             if isinstance(message, Run):
                 done = message.hold
@@ -109,6 +113,28 @@ class Worker:
         self.runs_left -= 1
         if self.runs_left == 0:
             self.stop()
+
+
+def drop_dead_connections() -> None:
+    """
+    Close this thread's connections that ended while it was idle, so that no query of a job finds that out.
+
+    No statement: an idle connection has nothing to read, unless it is the news that the server closed it.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block and _has_news(connection.connection):
+            connection.close()
+
+
+def _has_news(connection: Any) -> bool:
+    if not hasattr(connection, "fileno"):
+        return False  # Not open, or SQLite's.
+    try:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except Exception:  # Each driver has its own error for a connection that it knows to be closed.
+        return True
 
 
 def tidy_connections() -> None:

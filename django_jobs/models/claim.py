@@ -207,26 +207,38 @@ def forget() -> None:
     _seen.clear()
 
 
+#: Of each grade what is due of our own, else what comes next. What is due of jobs that only another release
+#: knows would else be news at every look, and hide the timers behind it.
 _NEXT_WAKE = """
-WITH RECURSIVE grade(queue, priority) AS ({grades})
-SELECT MIN((SELECT wake_at FROM {table} run
-            WHERE run.queue = grade.queue AND run.priority = grade.priority AND run.wake_at IS NOT NULL
-            ORDER BY run.wake_at LIMIT 1)) FROM grade WHERE {queues}
+SELECT MIN(COALESCE(
+  (SELECT due.wake_at FROM {table} due WHERE due.queue = grade.queue AND due.priority = grade.priority
+     AND due.wake_at <= {now} AND due.job_id IN ({jobs}) ORDER BY due.wake_at LIMIT 1),
+  (SELECT next.wake_at FROM {table} next WHERE next.queue = grade.queue AND next.priority = grade.priority
+     AND next.wake_at > {now} ORDER BY next.wake_at LIMIT 1)))
+FROM {from} WHERE {queues}
 """
 
-_NEXT_WAKE_MARIADB = (
-    "SELECT MIN(soonest) FROM (SELECT queue, MIN(wake_at) AS soonest FROM {table}"
-    " WHERE wake_at IS NOT NULL GROUP BY queue, priority) grade WHERE {queues}"
-)
+_FROM = {
+    "mysql": "(SELECT queue, priority FROM {table} WHERE wake_at IS NOT NULL GROUP BY queue, priority) grade",
+}
 
 
-def next_wake(runs: Any, queues: Sequence[str] | None) -> tuple[str, list[Any]]:
-    """Return the statement for the earliest ``wake_at`` of all, and its parameters: one probe per grade."""
+def next_wake(
+    runs: Any, *, jobs: Sequence[str], queues: Sequence[str] | None, now: datetime
+) -> tuple[str, list[Any]]:
+    """
+    Return the statement, and its parameters, for when ``claim`` may next find something: one probe per grade.
+
+    That is the ``wake_at`` of a run of ``jobs`` that is due, or else the next one of any run.
+    """
     connection = connections[runs.db]
-    template = {"mysql": _NEXT_WAKE_MARIADB}.get(connection.vendor, _NEXT_WAKE)
+    vendor = connection.vendor
+    recursive = "" if vendor == "mysql" else "WITH RECURSIVE grade(queue, priority) AS ({grades})"
     text = {
         "table": connection.ops.quote_name(runs.model._meta.db_table),
-        "grades": _GRADES.get(connection.vendor, ""),
+        "grades": _GRADES.get(vendor, ""),
+        "from": _FROM.get(vendor, "grade"),
         "queues": "queue IN ({queue})" if queues else "1 = 1",
     }
-    return _fill(template, text, {"queue": queues or []})
+    values: dict[str, Sequence[Any]] = {"queue": queues or [], "jobs": jobs or [""], "now": [now]}
+    return _fill(recursive + _NEXT_WAKE, text, values)

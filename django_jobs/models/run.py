@@ -6,7 +6,6 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 """
 
 import json
-import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -83,28 +82,15 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=until)
 
     def abandon(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
-        """
-        End the leases of a worker that died: the next claims take the runs over and count a crash.
-
-        At once, unless they had crashed before: one of those may be what kills the workers, so they come
-        back one after the other and do not all go down with it again.
-        """
+        """End the leases of a worker that died: the next claims take the runs over and count a crash."""
         ids, tokens = zip(*leases, strict=True)
-        mine = self.filter(pk__in=ids, lease__in=set(tokens))
-        now = clock.now()
-        released = mine.filter(crashes=0).update(wake_at=now)
-        suspects = list(mine.filter(crashes__gt=0).values_list("pk", flat=True))
-        random.shuffle(suspects)
-        for place, pk in enumerate(suspects):
-            later = now + timedelta(seconds=place * conf.LEASE_SECONDS / 3)
-            released += mine.filter(pk=pk).update(wake_at=later)
-        return released
+        return self.filter(pk__in=ids, lease__in=set(tokens)).update(wake_at=clock.now())
 
-    def hand_back(self, leases: Sequence[tuple[UUID, UUID]]) -> int:
+    def hand_back(self, leases: Sequence[tuple[UUID, UUID]], *, wait: timedelta = timedelta(0)) -> int:
         """Put runs back into the queue as if never claimed: a stopping worker is no failure."""
         ids, tokens = zip(*leases, strict=True)
         held = self.filter(pk__in=ids, lease__in=set(tokens))
-        return held._move(RunStatus.QUEUED, wake_at=clock.now())
+        return held._move(RunStatus.QUEUED, wake_at=clock.now() + wait)
 
     # Moves by people and by rules, without a lease: that is the point. A worker's moves are in ``Held``.
 

@@ -1,9 +1,21 @@
 """The clusters at work, by their heartbeats."""
 
+from datetime import timedelta
+
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from .. import clock
 from .fields import uuid7
+
+#: A cluster beats every ten seconds; one not heard for so long is not counted on.
+ALIVE = timedelta(seconds=30)
+
+
+class WorkerQuerySet(models.QuerySet["Worker"]):
+    def alive(self) -> "WorkerQuerySet":
+        """Those with a fresh heartbeat. A handful of rows: no index needed."""
+        return self.filter(heartbeat_at__gte=clock.now() - ALIVE)
 
 
 class Worker(models.Model):
@@ -19,6 +31,8 @@ class Worker(models.Model):
     busy = models.PositiveIntegerField(_("runs in hand"), default=0)
     started_at = models.DateTimeField(_("started at"))
     heartbeat_at = models.DateTimeField(_("last heartbeat"))
+
+    objects = WorkerQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("worker")

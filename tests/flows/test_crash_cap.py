@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from django_jobs import job, passes, registry
+from django_jobs import job, passes
 from django_jobs.models import Run, RunStatus
 from django_jobs.testing import now
 
@@ -91,20 +91,3 @@ def test_a_step_that_kills_its_worker_each_time_is_given_up(jobs, ledger):
     assert (run.status, run.error["type"]) == (RunStatus.FAILED, "WorkerCrashed")
     assert "5 times in a row" in run.reason
     assert ledger == ["harmless", *["try"] * 5]
-
-
-def test_runs_that_went_down_with_a_worker_before_come_back_one_after_the_other(jobs):
-    """One of them may be what kills the workers: the others must not go down with it each time."""
-    for number in range(3):
-        job(f"suspect-{number}")(lambda ctx: None).start()
-    known = [job.id for job in registry.jobs()]
-    first = Run.objects.claim(3, jobs=known)
-    assert Run.objects.abandon([run.hold for run in first]) == 3
-    second = Run.objects.claim(3, jobs=known)
-    assert len(second) == 3
-
-    assert Run.objects.abandon([run.hold for run in second]) == 3
-
-    at = sorted(Run.objects.values_list("wake_at", flat=True))
-    assert at[0] == now()
-    assert at[0] < at[1] < at[2] < now() + timedelta(seconds=15)

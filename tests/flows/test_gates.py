@@ -1,11 +1,12 @@
 from datetime import timedelta
 
 import pytest
+from django_q.models import Schedule
 
-from django_jobs import JobNotFound, emit, job, on, registry
+from django_jobs import JobNotFound, cron, emit, job, on, registry, scheduler
 from django_jobs.exceptions import UnknownGate
 from django_jobs.executor import execute
-from django_jobs.models import Run, RunStatus
+from django_jobs.models import Job, Run, RunStatus
 
 OFF, ON = {"payment": {"enabled": False}}, {"payment": {"enabled": True}}
 
@@ -91,6 +92,26 @@ def test_a_gate_may_be_a_function_which_is_asked_each_time(jobs):
     is_open[0] = False
     assert not emit("x/y").runs.exists()
     assert registry.declared()[0].closed_by == "office_hours"
+
+
+def test_a_gate_that_raises_counts_as_open_and_the_log_says_so(jobs, caplog):
+    """Closed would lose the event for good because a flag service was away for a moment."""
+
+    def flag_service():
+        raise ConnectionError("nobody answers")
+
+    gated = job("gated", on("x/y"), cron("0 3 * * *"), gate=flag_service)(lambda ctx: "done")
+
+    [run] = emit("x/y").runs.all()
+    scheduler.write_down()
+    jobs.drain()
+    run.refresh_from_db()
+
+    assert run.output == "done"
+    assert Schedule.objects.filter(name__startswith="gated").count() == 1
+    assert (Job.objects.get(pk="gated").gate, gated.closed_by) == ("flag_service", None)
+    assert "the gate flag_service raised an error and counts as open" in caplog.text
+    assert "nobody answers" in caplog.text
 
 
 def test_a_run_in_flight_takes_no_step_once_its_gate_is_closed(jobs, gated, flags, ledger):
