@@ -1,6 +1,7 @@
 """Jobs that leave a trace, for tests with real processes."""
 
 import os
+import signal
 import time
 
 from django_jobs import cron, job
@@ -70,3 +71,43 @@ if os.environ.get("LAB_CRON"):
     @job("lab-cron", cron("* * * * *"))
     def minutely(ctx):
         return ctx.step.run("tick", effect, ctx, "tick")
+
+
+@job("lab-killer")
+def killer(ctx):
+    """A step that takes its worker down each time, after a moment."""
+
+    def kill():
+        effect(ctx, "begun")
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ctx.step.run("kill", kill)
+
+
+@job("lab-strict", retries=0)
+def strict(ctx):
+    """The first thing it does is a query of its own, and it has no second try."""
+    effect(ctx, "asked")
+
+
+def broken_service():
+    raise RuntimeError("the flag service is down")
+
+
+if os.environ.get("LAB_BROKEN_GATE"):
+
+    @job("lab-gated", cron("0 0 1 1 *"), gate=broken_service)
+    def gated(ctx):
+        return effect(ctx, "gated")
+
+
+@job("lab-deaf")
+def deaf(ctx):
+    """A step that does not ask the database again, so that it cannot notice when that goes away."""
+
+    def work():
+        effect(ctx, "begun")
+        time.sleep(ctx.event.data["seconds"])
+
+    ctx.step.run("work", work)
