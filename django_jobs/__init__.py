@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .backoff import Backoff
+    from .endings import Timeouts, cancel_on
     from .events import EventSpec, aemit, aemit_many, emit, emit_many, trigger
     from .exceptions import (
         InvalidEvent,
@@ -36,8 +37,10 @@ __all__ = [
     "NonRetriableError",
     "RetryAfter",
     "StepError",
+    "Timeouts",
     "aemit",
     "aemit_many",
+    "cancel_on",
     "cron",
     "emit",
     "emit_many",
@@ -49,6 +52,7 @@ __all__ = [
 
 _HOMES = {
     "backoff": ["Backoff"],
+    "endings": ["Timeouts", "cancel_on"],
     "events": ["EventSpec", "aemit", "aemit_many", "emit", "emit_many", "trigger"],
     "exceptions": [
         "InvalidEvent",

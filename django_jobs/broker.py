@@ -22,7 +22,7 @@ from django_q.signing import BadSignature, SignedPackage
 from django_q.worker import worker
 
 from . import registry
-from .models import Run, claim
+from .models import Event, Run, claim
 from .models.sql import adapt, instant
 from .scheduler import CLUSTER, FIRE
 
@@ -37,6 +37,8 @@ class Outlook(NamedTuple):
     overdue: bool = False
     #: Whether an ordinary django-q2 message waits.
     mail: bool = False
+    #: Whether an event has still to be put before those who listen for it.
+    unrouted: bool = False
 
 
 class RunBroker(ORM):
@@ -105,26 +107,28 @@ class RunBroker(ORM):
         """Look ahead, in one statement where runs and django-q2's tables share a database."""
         now = timezone.now()
         using = router.db_for_write(Run)
-        statement, parameters = claim.next_wake(
+        quote = connections[using].ops.quote_name
+        wake, parameters = claim.next_wake(
             Run.objects.using(using), jobs=self.served(), queues=self.queues, now=now
         )
+        events = quote(Event._meta.db_table)
+        statement = f"SELECT ({wake}), EXISTS (SELECT 1 FROM {events} WHERE unrouted IS NOT NULL)"  # noqa: S608 (names only)
         if using == router.db_for_write(Schedule) == (Conf.ORM or "default"):
-            quote = connections[using].ops.quote_name
             schedules, mail_table = quote(Schedule._meta.db_table), quote(OrmQ._meta.db_table)
-            ours = f"SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0"  # noqa: S608 (names only)
-            statement = (
-                f"SELECT ({statement}), ({ours} AND next_run > %s), ({ours} AND next_run <= %s),"  # noqa: S608
+            ours = f"SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0"  # noqa: S608
+            statement += (
+                f", ({ours} AND next_run > %s), ({ours} AND next_run <= %s),"  # noqa: S608
                 f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
             )
             parameters += [CLUSTER, now, CLUSTER, now, self.list_key, now]
-            run, schedule, overdue, mail = _one_row(using, statement, parameters)
+            run, unrouted, schedule, overdue, mail = _one_row(using, statement, parameters)
         else:
-            (run,) = _one_row(using, statement, parameters)
+            run, unrouted = _one_row(using, statement, parameters)
             schedule = self._schedules().filter(next_run__gt=now).aggregate(next=Min("next_run"))["next"]
             overdue = self._schedules().filter(next_run__lte=now).exists()
             mail = OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=now).exists()
         run, schedule = (instant(connections[using], time) for time in (run, schedule))
-        return Outlook(run, schedule, bool(overdue), bool(mail))
+        return Outlook(run, schedule, bool(overdue), bool(mail), bool(unrouted))
 
     def fire_others(self) -> None:
         """Let django-q2 fire the schedules of this cluster that are not ours, if one is due."""

@@ -95,8 +95,8 @@ def trigger(job_id: str, data: dict | None = None) -> Run:
     return start(registry.get(job_id), data)
 
 
-def start(job: registry.Job, data: dict | None = None) -> Run:
-    """Start ``job`` once with ``data``; see ``Job.start``."""
+def start(job: registry.Job, data: dict | None = None, *, parent: Run | None = None) -> Run:
+    """Start ``job`` once with ``data``, as a child of ``parent``; see ``Job.start``."""
     registry.get(job.id)
     now = clock.now()
     using = router.db_for_write(Run)
@@ -104,6 +104,7 @@ def start(job: registry.Job, data: dict | None = None) -> Run:
     with _transaction(using):
         _insert([(event, encoded)], using)
         run = _run(job, event, now)
+        run.parent_id = parent.pk if parent else None
         _finish(using, [event], [run])
     return run
 
@@ -117,7 +118,8 @@ def _finish(using: str, events: Sequence[Event], runs: Sequence[Run]) -> None:
     """Write the runs, then tell the world once all is committed."""
     if runs:
         Run.objects.using(using).bulk_create(runs, batch_size=BATCH)
-        wakeup.ring(using)
+    if runs or events:
+        wakeup.ring(using)  # Somebody may wait for the event.
     for event in events:
         event._state.adding = False
         event._state.db = using
@@ -149,6 +151,7 @@ def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event,
     encoded = payloads.dumps(data, where=where)
     payloads.check_size(encoded, conf.MAX_EVENT_BYTES, where=where, setting="MAX_EVENT_BYTES")
     event = Event(name=spec.name, data=data, key=spec.key, occurred_at=spec.at or now, received_at=now)
+    event.unrouted = None if own else True  # Nobody can wait for the engine's own.
     event.digest = digest(spec.name, spec.key) if spec.key else None
     return event, encoded
 
@@ -183,7 +186,7 @@ def _first_of_each_key(drafts: Sequence[tuple[Event, str]]) -> tuple[list[tuple[
     return kept, order
 
 
-_COLUMNS = ("id", "name", "data", "key", "digest", "occurred_at", "received_at")
+_COLUMNS = ("id", "name", "data", "key", "digest", "occurred_at", "received_at", "unrouted")
 
 
 def _insert_batch(drafts: Sequence[tuple[Event, str]], using: str) -> int:
@@ -206,6 +209,7 @@ def _insert_batch(drafts: Sequence[tuple[Event, str]], using: str) -> int:
             event.digest,
             event.occurred_at,
             event.received_at,
+            event.unrouted,
         )
         parameters += [adapt(connection, value) for value in values]
     with connection.cursor() as cursor:

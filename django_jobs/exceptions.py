@@ -72,6 +72,14 @@ def _step_error(step: str, type: str, message: str, attempts: int, traceback: st
     return StepError(step, type=type, message=message, attempts=attempts, traceback=traceback)
 
 
+class RunFailed(JobsError):
+    """What the code between the steps of a job failed with for good."""
+
+    def __init__(self, type: str, message: str, traceback: str = "") -> None:
+        self.type, self.message, self.traceback = type, message, traceback
+        super().__init__(f"{type}: {message}")
+
+
 class LeaseLost(JobsError):
     """Another worker has this run now, or it was cancelled."""
 

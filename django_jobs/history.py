@@ -1,72 +1,101 @@
 """
-What a run remembers: its event and its checkpoints, read in one statement, and how an error is kept.
+What a run remembers: its event, its checkpoints and the events put before its waits, read in one
+statement; and how an error is kept.
 """
 
 import json
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from django.db import connections
 
 from . import payloads
 from .exceptions import StepError, storable, words
-from .models import Event, Run, Step
+from .models import Delivery, Event, Listener, Run, Step
 from .models.sql import adapt, instant
 
 
-def read_history(run: Run, using: str) -> tuple[Event | None, dict[str, Step]]:
-    """
-    Read a run's event and checkpoints, in one statement.
+@dataclass
+class History:
+    event: Event | None = None
+    #: The checkpoints, by their identity.
+    steps: dict[str, Step] = field(default_factory=dict)
+    #: The events put before a waiting step, oldest first, by the step.
+    delivered: dict[int, list[Event]] = field(default_factory=dict)
 
-    The event comes as the one row without an id. Primary key of the event; unique index (run, name)
-    of the steps.
+
+def read_history(run: Run, using: str) -> History:
+    """
+    Read all that ``run`` remembers, in one statement.
+
+    Events come as the rows without an id: the run's own, and those delivered, with the step where a
+    step has its attempts. Primary key of the event; unique index (run, name) of the steps; index on
+    the run of the listeners.
     """
     connection = connections[using]
-    q = connection.ops.quote_name
-    text = "CHAR" if connection.vendor == "mysql" else "TEXT"
+    q, text = connection.ops.quote_name, "CHAR" if connection.vendor == "mysql" else "TEXT"
+    event, step, listener, delivery = (q(model._meta.db_table) for model in (Event, Step, Listener, Delivery))
+    told = f"name, {q('key')}, '', CAST(data AS {text}), NULL"
+    times = "occurred_at, received_at, NULL, ''"
     statement = (
-        f"SELECT NULL AS id, name, {q('key')}, '', CAST(data AS {text}), NULL, 0, occurred_at, received_at, NULL"  # noqa: S608
-        f" FROM {q(Event._meta.db_table)} WHERE id = %s UNION ALL"
-        f" SELECT id, name, kind, status, output, CAST(error AS {text}), attempts, started_at, finished_at, wake_at"
-        f" FROM {q(Step._meta.db_table)} WHERE run_id = %s"
+        f"SELECT NULL AS id, {told}, 0, {times}, {event}.id FROM {event} WHERE id = %s UNION ALL"  # noqa: S608 (names only)
+        f" SELECT id, name, kind, status, output, CAST(error AS {text}), attempts,"
+        f" started_at, finished_at, wake_at, place, child_id FROM {step} WHERE run_id = %s UNION ALL"
+        f" SELECT NULL, {told}, {listener}.step_id, {times}, {event}.id FROM {listener}"
+        f" JOIN {delivery} ON {delivery}.listener_id = {listener}.id"
+        f" JOIN {event} ON {event}.id = {delivery}.event_id WHERE {listener}.run_id = %s"
     )
     with connection.cursor() as cursor:
-        cursor.execute(statement, [adapt(connection, run.event_id), adapt(connection, run.pk)])
+        cursor.execute(statement, [adapt(connection, value) for value in (run.event_id, run.pk, run.pk)])
         rows = cursor.fetchall()
-    event, history = None, {}
+    return _history(run, connection, rows)
+
+
+def _history(run: Run, connection: Any, rows: Sequence[Any]) -> History:
+    history = History()
     for row in rows:
-        if row[0] is None:
-            _, name, key, _, data, _, _, occurred_at, received_at, _ = row
-            event = _event(run, connection, name, key, data, occurred_at, received_at)
+        if row[0] is not None:
+            step = _step(run, connection, row)
+            history.steps[step.identity] = step
+            continue
+        _, name, key, _, data, _, of_step, occurred_at, received_at, _, _, pk = row
+        event = _event(connection, pk, name, key, data, occurred_at, received_at)
+        if of_step:
+            history.delivered.setdefault(int(of_step), []).append(event)
         else:
-            history[row[1]] = _step(run, connection, row)
-    return event, history
+            history.event = event
+    for events in history.delivered.values():
+        events.sort(key=lambda event: (event.received_at, event.pk))
+    return history
 
 
 def brought_event(run: Run, using: str) -> Event | None:
     """Return the event that the claim brought along; None when it has to be read."""
     text = getattr(run, "event_brought", None)
-    return _event(run, connections[using], *json.loads(text)) if text else None
+    return _event(connections[using], run.event_id, *json.loads(text)) if text else None
 
 
 def _event(
-    run: Run, connection: Any, name: str, key: str, data: str, occurred_at: Any, received_at: Any
+    connection: Any, pk: Any, name: str, key: str, data: str, occurred_at: Any, received_at: Any
 ) -> Event:
     times = {"occurred_at": instant(connection, occurred_at), "received_at": instant(connection, received_at)}
-    event = Event(id=run.event_id, name=name, key=key, data=payloads.loads(data), **times)
+    event = Event(id=_uuid(pk), name=name, key=key, data=payloads.loads(data), **times)
     event._state.adding, event._state.db = False, connection.alias
     return event
 
 
 def _step(run: Run, connection: Any, row: Sequence[Any]) -> Step:
-    pk, name, kind, status, output, error, attempts, *times = row
+    pk, name, kind, status, output, error, attempts, *times, place, child_id = row
     started_at, finished_at, wake_at = (instant(connection, time) for time in times)
     assert started_at is not None
     step = Step(
         id=pk,
         run_id=run.pk,
         name=name,
+        place=place,
         kind=kind,
         status=status,
         output=None if output is None else payloads.loads(output),
@@ -75,9 +104,14 @@ def _step(run: Run, connection: Any, row: Sequence[Any]) -> Step:
         started_at=started_at,
         finished_at=finished_at,
         wake_at=wake_at,
+        child_id=child_id and _uuid(child_id),
     )
     step._state.adding, step._state.db = False, connection.alias
     return step
+
+
+def _uuid(value: Any) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
 
 
 def describe(error: BaseException) -> dict[str, str]:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.db import Error, InterfaceError, OperationalError, connections, router
 
-from . import clock, scheduler, services, signals, wakeup
+from . import clock, routing, scheduler, services, signals, wakeup
 from .broker import Outlook, RunBroker
 from .channel import Channel, Closed
 from .conf import conf
@@ -75,6 +75,7 @@ class Pusher:
         self.suspects: list[Run] = []
         self.draining = self.finished = self.away = False
         self.look = True  # Something may be due.
+        self.unrouted = True  # An event may have come.
         self.stirred = True  # Something happened since the last look ahead.
         self.outlook = Outlook()
         self.looked_ahead = self.reconciled = self.beaten = self.ticked = float("-inf")
@@ -97,6 +98,7 @@ class Pusher:
                 self._keep_leases()
             self._keep_house()
             self._dispatch()
+            self._route()
             self._look_ahead()
             self._dispatch()
             self._quit_if_done()
@@ -179,8 +181,16 @@ class Pusher:
         if not self.outlook.overdue:
             self.tick_pause = 0.0
         self.look = self.outlook.mail or bool(self.outlook.run and self.outlook.run <= clock.now())
+        self.unrouted = self.unrouted or self.outlook.unrouted
         if not self.look:
             self.bell.calm()
+
+    def _route(self) -> None:
+        """Put a batch of events before those who listen for them; the next one in the next turn."""
+        if self.unrouted:
+            count = routing.route()
+            self.unrouted = count == routing.BATCH
+            self.look = self.look or bool(count)
 
     # Runs.
 
@@ -248,7 +258,13 @@ class Pusher:
         if not self.once:
             return
         idle = [line for line in self.lines if line.free == self.me.threads and not line.alone]
-        busy = self.look or self.stirred or self.suspects or any(line.alone for line in self.lines)
+        busy = (
+            self.look
+            or self.unrouted
+            or self.stirred
+            or self.suspects
+            or any(line.alone for line in self.lines)
+        )
         if not busy and len(idle) == self.me.processes:
             self.control.sendall(b"Q")
             self.once = False
@@ -266,12 +282,12 @@ class Pusher:
             if not self.draining and self.bell.rung():
                 self.stirred = True
                 if self.bell.is_sure:
-                    self.look = True
+                    self.look = self.unrouted = True
                 else:
                     self.looked_ahead = float("-inf")
                     return
             left = until - time.monotonic()
-            if left <= 0 or (self.look and not self.draining and self._slots()):
+            if left <= 0 or (not self.draining and (self.unrouted or (self.look and self._slots()))):
                 return
             timeout = min(left, self.bell.pause)
 

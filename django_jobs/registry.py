@@ -16,6 +16,7 @@ from django.utils.module_loading import autodiscover_modules
 from . import flags
 from .backoff import AnyBackoff, Backoff, as_backoff
 from .conf import conf
+from .endings import CancelOn, Timeouts
 from .exceptions import InvalidJob, JobNotFound
 from .triggers import CronTrigger, EventTrigger, candidates
 
@@ -41,11 +42,18 @@ class Job:
     version: str = "1"
     queue: str = "default"
     priority: int | Callable[[Any], int] = 0
+    cancel_on: tuple[CancelOn, ...] = ()
+    timeouts: Timeouts | None = None
+    #: Called as ``on_failure(ctx, error)`` when a run has failed for good, before it ends.
+    on_failure: Callable[..., Any] | None = None
 
     #: A template that shows a job must not run it.
     do_not_call_in_templates = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.cancel_on, CancelOn | list):
+            given = [self.cancel_on] if isinstance(self.cancel_on, CancelOn) else self.cancel_on
+            object.__setattr__(self, "cancel_on", tuple(given))
         _validate(self)
 
     def __call__(self, ctx: Any) -> Any:
@@ -93,7 +101,7 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
 
     ``triggers`` are ``on(...)`` and ``cron(...)``; a job without any is started by ``start``.
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
-    queue, priority (a number or a function of the event; higher first).
+    queue, priority (a number or a function of the event; higher first), cancel_on, timeouts, on_failure.
     """
 
     def declare(handler: Callable[..., Any]) -> Job:
@@ -192,8 +200,6 @@ def _validate(job: Job) -> None:
         refuse("an id is kebab-case (lower-case letters, digits, single hyphens), at most 100 characters.")
     if not callable(job.handler):
         refuse("@job decorates a function that takes ctx.")
-    if inspect.iscoroutinefunction(job.handler):
-        refuse("async handlers are not supported by this version; use a plain function.")
     for trigger in job.triggers:
         if not isinstance(trigger, EventTrigger | CronTrigger):
             refuse(f"{trigger!r} is not a trigger; use on(...) or cron(...).")
@@ -207,6 +213,12 @@ def _validate(job: Job) -> None:
         refuse(f"version is a string of 1 to 50 characters, not {job.version!r}.")
     if not isinstance(job.queue, str) or not 1 <= len(job.queue) <= 50:
         refuse(f"queue is a string of 1 to 50 characters, not {job.queue!r}.")
+    if not isinstance(job.cancel_on, tuple) or not all(isinstance(one, CancelOn) for one in job.cancel_on):
+        refuse(f"cancel_on is a list of cancel_on(...), not {job.cancel_on!r}.")
+    if job.timeouts is not None and not isinstance(job.timeouts, Timeouts):
+        refuse(f"timeouts is Timeouts(start=..., finish=...), not {job.timeouts!r}.")
+    if job.on_failure is not None and not callable(job.on_failure):
+        refuse(f"on_failure is a function that takes ctx and error, not {job.on_failure!r}.")
     if not callable(job.priority) and not is_priority(job.priority):
         refuse(
             f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}."

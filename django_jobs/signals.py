@@ -116,6 +116,15 @@ def log_retry(run: Any, *, error: dict, wait: float, step: str | None = None) ->
     logger.warning(message, run.job_id, where, *kind, wait, run.pk, **_about(run))
 
 
+def log_never_cancelled(run: Any, cancel_on: str, why: str) -> None:
+    logger.warning("%s: %s cancels no run %s: %s", run.job_id, cancel_on, run.pk, why, **_about(run))
+
+
+def log_on_failure_failed(run: Any, error: dict) -> None:
+    message = "%s: its on_failure failed: %s: %s (run %s)"
+    logger.error(message, run.job_id, error["type"], error["message"], run.pk, **_about(run))
+
+
 def log_lease_lost(run: Any) -> None:
     message = "%s: this worker no longer holds run %s; what it did there is discarded"
     logger.warning(message, run.job_id, run.pk, **_about(run))

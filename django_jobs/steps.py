@@ -6,44 +6,50 @@ writes the checkpoint in one fenced statement before it returns: at least once, 
 that. ``atomic`` and ``emit`` put their database writes and the checkpoint in one transaction: exactly once.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, InterfaceError, OperationalError, connections, transaction
+from . import branches, clock, endings, events, perform, registry, waiting
+from .backoff import as_backoff
+from .exceptions import NonRetriableError
+from .models import Event, Step, StepKind
+from .passes import Branch, Pass, inside
+from .perform import Doing, Outcome, Policy, Work
+from .waiting import LONGEST, Wanted
 
-from . import clock, events, passes, payloads, signals
-from .backoff import AnyBackoff, Backoff, as_backoff
-from .conf import conf
-from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError
-from .history import describe
-from .models import Attempt, Step, StepKind, StepStatus
-from .outage import outlast
-from .passes import Parked, Pass
+#: So many branches run at a time when nothing else is said: each has a database connection.
+LIMIT = 8
 
 
 class Steps:
     """The step tools of a job, ``ctx.step``."""
 
-    def __init__(
-        self, current: Pass, *, retries: int | None = None, backoff: AnyBackoff | None = None
-    ) -> None:
+    def __init__(self, current: Pass, policy: Policy | None = None) -> None:
         self._pass = current
-        self._retries = current.job.retries if retries is None else retries
-        self._backoff = backoff or current.job.backoff
+        self._policy = policy or Policy(current.job.retries, current.job.backoff)
 
-    def using(self, *, retries: int | None = None, backoff: Any = None) -> "Steps":
-        """Return the same tools with another policy: ``ctx.step.using(retries=0).run(...)``."""
+    def using(
+        self, *, retries: int | None = None, backoff: Any = None, timeout: timedelta | None = None
+    ) -> "Steps":
+        """
+        Return the same tools with another policy: ``ctx.step.using(retries=0).run(...)``.
+
+        A try that takes longer than ``timeout`` has failed, with a ``TimeoutError``, and what it returns late is
+        discarded. Code that awaits is cancelled then; a function in a thread cannot be, and goes on in vain.
+        """
         if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
             raise NonRetriableError(f"retries is a whole number from 0, not {retries!r}.")
-        return Steps(
-            self._pass,
-            retries=self._retries if retries is None else retries,
-            backoff=self._backoff if backoff is None else as_backoff(backoff),
+        if timeout is not None:
+            _check_span(timeout, "timeout")
+        policy = Policy(
+            retries=self._policy.retries if retries is None else retries,
+            backoff=self._policy.backoff if backoff is None else as_backoff(backoff),
+            timeout=self._policy.timeout if timeout is None else timeout.total_seconds(),
         )
+        return type(self)(self._pass, policy)
 
     def run(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """
@@ -80,192 +86,184 @@ class Steps:
         """Park the run for ``duration``; it holds no worker and no thread meanwhile."""
         if not isinstance(duration, timedelta):
             raise NonRetriableError(f'Step "{name}" sleeps for a timedelta, not {duration!r}.')
-        self._sleep(name, lambda: clock.now() + duration)
+        return self._wait(waiting.sleep, name, StepKind.SLEEP, lambda: clock.now() + duration)
 
     def sleep_until(self, name: str, until: datetime) -> None:
         """Park the run until an instant; one that has passed is no sleep at all."""
         if not isinstance(until, datetime) or until.tzinfo is None:
             raise NonRetriableError(f'Step "{name}" sleeps until an aware datetime, not {until!r}.')
-        self._sleep(name, lambda: until)
+        return self._wait(waiting.sleep, name, StepKind.SLEEP, lambda: until)
 
-    def _sleep(self, name: str, until: Callable[[], datetime]) -> None:
-        current = self._pass
-        step = current.visit(name, StepKind.SLEEP)
-        if step.status == StepStatus.COMPLETED:
-            return
-        step.wake_at = step.wake_at or until()
-        over = step.wake_at <= clock.now()
-        if over:
-            step.status, step.finished_at = StepStatus.COMPLETED, clock.now()
-        if over or step.pk is None:
-            self._write(step, "null" if over else None)
-        if not over:
-            raise current.end(Parked(step.name, step.wake_at, asleep=True))
-        current.progressed(step)
+    def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        match: str | Mapping[str, Any] | None = None,
+        where: Callable[[Event], bool] | None = None,
+        timeout: timedelta = LONGEST,
+        since: datetime | None = None,
+    ) -> Event | None:
+        """
+        Park the run until ``event`` comes, and return it; return None when it has not come within ``timeout``.
 
-    # One step that works.
+        One that came since the run was queued counts too, or since ``since``: nothing is missed between
+        two steps. With ``match``, a dotted path, its data must hold there what the data of the event that
+        started the run does (or, given a dict of paths, what that says); ``where(event)`` may ask for more. A run takes
+        an event once: the next wait gets the next one. The event that started the run is not waited for.
+        """
+        return self._listen(name, [event], match, where, timeout, since, each=False)
 
-    def _perform(self, name: str, kind: StepKind, work: Callable[[], Any]) -> Any:
-        current = self._pass
-        step = current.visit(name, kind)
-        if step.status == StepStatus.COMPLETED:
-            return step.output
-        if step.status == StepStatus.FAILED:
-            raise _step_error(step)
-        if step.wake_at and step.wake_at > clock.now():
-            raise current.end(Parked(step.name, step.wake_at, asleep=False))
-        started, number = clock.now(), step.attempts + 1
-        try:
-            text = self._work(step, work, number)
-        except (Interrupt, KeyboardInterrupt):
-            raise
-        except (
-            BaseException
-        ) as error:  # SystemExit and CancelledError are failures of the step like any other.
-            self._failed(step, error, number, started)
-        current.progressed(step)
-        return payloads.loads(text)
+    def wait_for_any(
+        self,
+        name: str,
+        events: Sequence[str],
+        match: str | Mapping[str, Any] | None = None,
+        where: Callable[[Event], bool] | None = None,
+        timeout: timedelta = LONGEST,
+        since: datetime | None = None,
+    ) -> Event | None:
+        """Return the first of several ``events`` to come, or None; its ``name`` says which. See ``wait_for_event``."""
+        return self._listen(name, events, match, where, timeout, since, each=False)
 
-    def _work(self, step: Step, work: Callable[[], Any], number: int) -> str:
-        """Do the step and write its checkpoint; the two in one transaction if the step is of that kind."""
-        if step.kind == StepKind.RUN:
-            text = self._call(step, work)
-            _done(step, number)
-            self._write(step, text)
-            return text
-        text = ""  # What ``_call`` returns is never empty: even None is "null".
-        try:
-            with transaction.atomic(using=self._pass.using):
-                text = self._call(step, work)
-                _done(step, number)
-                self._pass.record(step, text)
-        except (OperationalError, InterfaceError):
-            # A connection that broke may have lost no more than the answer to the COMMIT.
-            if not text or not outlast(self._pass.using, lambda: self._is_recorded(step)):
-                raise
-        passes.boundary(f"committed {step.name}")
-        return text
+    def wait_for_all(
+        self,
+        name: str,
+        events: Sequence[str],
+        match: str | Mapping[str, Any] | None = None,
+        where: Callable[[Event], bool] | None = None,
+        timeout: timedelta = LONGEST,
+        since: datetime | None = None,
+    ) -> list[Event] | None:
+        """Return one of each of ``events``, in this order, once all have come, or None. See ``wait_for_event``."""
+        return self._listen(name, events, match, where, timeout, since, each=True)
 
-    def _is_recorded(self, step: Step) -> bool:
-        steps = Step.objects.using(self._pass.using)
-        return steps.filter(run=step.run_id, name=step.name, status=StepStatus.COMPLETED).exists()
+    def invoke(
+        self, name: str, job: registry.Job | str, data: dict | None = None, timeout: timedelta = LONGEST
+    ) -> Any:
+        """
+        Run another job and return its output; the run is parked meanwhile.
 
-    def _call(self, step: Step, work: Callable[[], Any]) -> str:
-        """Return what the step returned, as typed JSON."""
-        current, where = self._pass, f'step "{step.name}"'
-        # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
-        nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
-        current.inside = step.name
-        try:
-            with transaction.atomic(using=current.using) if nested else nullcontext():
-                value = work()
-        finally:
-            current.inside = None
-        try:
-            text = payloads.dumps(value, where=where)
-            payloads.check_size(text, conf.MAX_OUTPUT_BYTES, where=where, setting="MAX_OUTPUT_BYTES")
-        except (TypeError, ValueError) as error:
-            # Trying again would repeat the effect and fail in the same way.
-            raise Unserialisable(error) from error
-        return text
+        The child (``parent`` is this run) is started exactly once, with this step. If it fails, is cancelled or
+        skipped, or has not ended within ``timeout``, ``StepError`` is raised, with the child's error in ``type``
+        and ``message``. A child that is too late goes on. Cancelling the parent cancels it.
+        """
+        _check_span(timeout, f'step "{name}": timeout')
+        return self._wait(waiting.invoke, name, StepKind.INVOKE, job, data, timeout)
 
-    def _write(self, step: Step, text: str | None) -> None:
-        self._persist(step, lambda: self._pass.record(step, text))
+    def parallel(self, *thunks: Callable[[], Any], limit: int = LIMIT) -> list[Any]:
+        """
+        Call the thunks side by side, at most ``limit`` at a time, and return their values in order.
 
-    def _persist(self, step: Step, write: Callable[[], None]) -> None:
-        """Write about ``step``, waiting for a database that is away."""
-        known = step.pk
-        try:
-            outlast(self._pass.using, write)
-        except IntegrityError:
-            # It was committed and only the answer got lost. Nobody else can have written this row
-            # while the lease is ours.
-            written = Step.objects.using(self._pass.using).filter(run=step.run_id, name=step.name)
-            if known or not (self._pass.held.exists() and written.exists()):
-                raise
-            self._pass.history[step.name] = step
+        Each is a branch: the steps it calls are its own, whatever their names and the timing of the others, and it
+        may sleep, wait and fail. When all have come as far as they can, the pass goes on, is parked, or raises the
+        first error. Branches are known by their place, so add new ones at the end while runs are open.
+        """
+        _check_limit(limit)
+        forked = branches.fork(self._pass, len(thunks))
+        return self._side_by_side(forked, thunks, limit)
 
-    # Failure.
+    def map(
+        self,
+        name: str,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        key: Callable[[Any], Hashable] | None = None,
+        limit: int = LIMIT,
+    ) -> list[Any]:
+        """
+        Call ``fn(item)`` for each item as a step of its own, side by side; return the results in order.
 
-    def _failed(self, step: Step, error: BaseException, number: int, started: datetime) -> None:
-        """Record the failed attempt; park the run until the next one, or raise ``StepError`` if it was the last."""
-        current, known = self._pass, step.pk
-        cause = error.cause if isinstance(error, Unserialisable) else error
-        hopeless = isinstance(error, _HOPELESS) or (
-            step.kind == StepKind.EMIT and isinstance(error, TypeError)
-        )
-        final = hopeless or number > self._retries
-        step.attempts, step.error = number, describe(cause)
-        step.status = StepStatus.FAILED if final else StepStatus.WAITING
-        step.finished_at = clock.now() if final else None
-        step.wake_at = None if final else next_try(cause, self._backoff, number)
-        self._persist(step, lambda: self._record_failure(step, known, started))
-        if final:
-            current.progressed(step)
-            raise _step_error(step) from cause
-        again_at = cast(datetime, step.wake_at)
-        wait = (again_at - clock.now()).total_seconds()
-        signals.log_retry(current.run, error=step.error, wait=wait, step=step.name)
-        raise current.end(Parked(step.name, again_at, asleep=False))
-
-    def _record_failure(self, step: Step, known: int | None, started: datetime) -> None:
-        current = self._pass
-        passes.boundary(f"before failure of {step.name}")
-        with current.fence():
-            steps = Step.objects.using(current.using)
-            if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
-                return  # Recorded before; only the answer got lost.
-            if not known:
-                step.pk = None  # A try that was rolled back has left an id here.
-                step.save(using=current.using, force_insert=True)
-            attempts = Attempt.objects.using(current.using)
-            attempts.create(
-                run_id=current.run.pk,
-                step=step,
-                number=step.attempts,
-                error=step.error,
-                started_at=started,
-                finished_at=clock.now(),
+        The steps are called ``name-0``, ``name-1`` and so on, or by ``key(item)``, which lets the list change while
+        the run is open. Only those without a checkpoint work.
+        """
+        _check_limit(limit)
+        items = list(items)
+        names = [f"{name}-{key(item) if key else place}" for place, item in enumerate(items)]
+        if len(set(names)) < len(names):
+            double = next(one for one in names if names.count(one) > 1)
+            raise NonRetriableError(
+                f'Two items of map "{name}" have the same key: both would be step "{double}".'
             )
-        current.history[step.name] = step
-        passes.boundary(f"after failure of {step.name}")
+        steps = [self._pass.visit(one, StepKind.RUN) for one in names]
+        thunks = [
+            partial(self._one, step, partial(fn, item)) for step, item in zip(steps, items, strict=True)
+        ]
+        here = self._pass.branch
+        mine = [Branch(tag=here.tag, used=here.used, is_async=here.is_async) for _ in thunks]
+        return self._side_by_side(mine, thunks, limit)
+
+    # How it is done. A job that awaits overrides no more than the last two (see ``awaited``).
+
+    def _perform(self, name: str, kind: StepKind, call: Callable[[], Any]) -> Any:
+        return self._one(self._pass.visit(name, kind), call)
+
+    def _one(self, step: Step, call: Callable[[], Any]) -> Any:
+        return self._do(step, perform.perform(self._pass, step, call, self._policy))
+
+    def _wait(self, tool: Callable[..., Doing], name: str, kind: StepKind, *arguments: Any) -> Any:
+        step = self._pass.visit(name, kind)
+        return self._do(step, tool(self._pass, step, *arguments))
+
+    def _listen(
+        self, name: str, names: Sequence[str], match: Any, where: Any, timeout: Any, since: Any, *, each: bool
+    ) -> Any:
+        _check_span(timeout, f'step "{name}": timeout')
+        run, event = self._pass.run, self._pass.event
+        try:
+            values = endings.matching(match, event.data if event else None)
+        except LookupError as error:
+            raise NonRetriableError(f'Step "{name}": match: {error.args[0]}.') from None
+        wanted = Wanted(
+            names=tuple(dict.fromkeys(names)),
+            values=values,
+            where=where,
+            since=since or run.queued_at,
+            timeout=timeout,
+            each=each,
+        )
+        return self._wait(waiting.wait, name, StepKind.WAIT, wanted)
+
+    def _do(self, step: Step, doing: Doing) -> Any:
+        return drive(doing)
+
+    def _side_by_side(self, forked: Sequence[Branch], thunks: Sequence[Callable[[], Any]], limit: int) -> Any:
+        return branches.side_by_side(self._pass, forked, thunks, limit)
 
 
-def _done(step: Step, number: int) -> None:
-    step.status, step.attempts = StepStatus.COMPLETED, number
-    step.finished_at, step.wake_at, step.error = clock.now(), None, None
-
-
-class Unserialisable(Exception):
-    """What a step returned is not JSON."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-#: Errors that another attempt would only meet again.
-_HOPELESS = (NonRetriableError, InvalidEvent, Unserialisable)
-
-
-def _step_error(step: Step) -> StepError:
-    error = step.error or {}
-    return StepError(
-        step.name,
-        type=error.get("type", ""),
-        message=error.get("message", ""),
-        attempts=step.attempts,
-        traceback=error.get("traceback", ""),
-    )
-
-
-def next_try(error: BaseException, backoff: AnyBackoff, attempt: int) -> datetime:
-    """Return when to try again: when the error says, else by the back-off."""
+def drive(doing: Doing) -> Any:
+    """Do a step in this thread: call what it wants called, until it has what it returns."""
     try:
-        delay = error.delay if isinstance(error, RetryAfter) else backoff.delay(attempt)
-        return delay if isinstance(delay, datetime) else clock.now() + delay
-    except Exception as broken:
-        # A back-off function with a bug, a span beyond the calendar: that must not cost the run the
-        # attempt's record.
-        signals.log_backoff_broken(broken)
-        return clock.now() + Backoff().delay(attempt)
+        work = next(doing)
+        while True:
+            work = doing.send(outcome(work))
+    except StopIteration as ended:
+        return ended.value
+
+
+def outcome(work: Work) -> Outcome:
+    """Call what a step wants called, and return how that went."""
+    token, began = inside.set(work.step), clock.now()
+    try:
+        value = work.call()
+    except BaseException as error:
+        return Outcome(error=error)
+    finally:
+        inside.reset(token)
+    if work.timeout and (clock.now() - began).total_seconds() > work.timeout:
+        return Outcome(error=late(work))
+    return Outcome(value)
+
+
+def late(work: Work) -> TimeoutError:
+    return TimeoutError(f"It took longer than {work.timeout:g} s.")
+
+
+def _check_span(span: Any, where: str) -> None:
+    if not isinstance(span, timedelta) or span <= timedelta(0):
+        raise NonRetriableError(f"{where} is a timedelta above zero, not {span!r}.")
+
+
+def _check_limit(limit: Any) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise NonRetriableError(f"limit is a whole number above zero, not {limit!r}.")

@@ -12,7 +12,7 @@ from typing import Any, cast
 from django.db import connections, router
 from django.db.models import Min
 
-from . import clock, executor, passes, registry, scheduler
+from . import clock, executor, passes, registry, routing, scheduler
 from .models import OPEN, Event, Run, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
@@ -49,7 +49,7 @@ class Jobs:
     def drain(self) -> int:
         """Run everything due now until nothing is; return the number of passes."""
         passes = 0
-        while runs := self._claim():
+        while runs := _route() and self._claim():
             for run in runs:
                 executor.execute(run)
                 _commit()
@@ -175,6 +175,13 @@ def _commit() -> None:
         except Exception:
             if not robust:
                 raise
+
+
+def _route() -> bool:
+    """Put all events before those who listen for them."""
+    while routing.route():
+        pass
+    return True
 
 
 def _nothing(moment: str) -> None:

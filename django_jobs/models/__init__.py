@@ -3,6 +3,7 @@
 from .attempt import Attempt
 from .event import Event
 from .job import Job
+from .listener import Delivery, Listener
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -12,8 +13,10 @@ __all__ = [
     "MOVES",
     "OPEN",
     "Attempt",
+    "Delivery",
     "Event",
     "Job",
+    "Listener",
     "Run",
     "RunStatus",
     "Step",

@@ -32,6 +32,7 @@ _NAME = re.compile(r"\{(\w+)\}")
 
 _SET = (
     "status = 'running', lease = {lease}, wake_at = {until}, passes = passes + 1, claimed_by = {worker},"
+    " nudged = FALSE,"
     " crashes = crashes + CASE WHEN status = 'running' THEN 1 ELSE 0 END,"
     " started_at = COALESCE(started_at, {now})"
 )
@@ -174,6 +175,7 @@ def _claim_in_two(
                 lease=lease,
                 wake_at=until,
                 claimed_by=worker,
+                nudged=False,
             )
     for run in taken:
         run.crashes += run.status == "running"

@@ -8,11 +8,11 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from django.db import connections, models
-from django.db.models import Q
+from django.db import connections, models, transaction
+from django.db.models import Case, F, Q, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from .. import clock
@@ -109,11 +109,33 @@ class RunQuerySet(models.QuerySet["Run"]):
 
     def _move(self, to: RunStatus, **changes: Any) -> int:
         """Bring the rows that may go there to ``to``; return how many went."""
-        if to in FINAL:
-            changes |= {"wake_at": None, "finished_at": clock.now()}
-        else:
-            changes["finished_at"] = None
-        return self.filter(status__in=MOVES[to]).update(status=to, lease=None, **changes)
+        runs = self.filter(status__in=MOVES[to])
+        if to not in FINAL:
+            return runs.update(status=to, lease=None, finished_at=None, **changes)
+        changes |= {"wake_at": None, "finished_at": clock.now()}
+        with transaction.atomic(using=self.db):
+            parents = list(runs.exclude(parent=None).values_list("parent", flat=True))
+            moved = runs.update(status=to, lease=None, **changes)
+            if moved and parents:
+                self.model.objects.using(self.db).filter(pk__in=parents).nudge()
+        return moved
+
+    def nudge(self) -> int:
+        """
+        Have open runs look again at what they wait for: a sleeping one now, one at work when it would sleep.
+
+        Nothing is decided here. Two at once, or one too many, do no harm.
+        """
+        wake_at = Case(When(status=RunStatus.SLEEPING, then=Value(clock.now())), default=F("wake_at"))
+        return self.filter(status__in=OPEN).update(nudged=True, wake_at=wake_at)
+
+
+class UnlessNudged(NamedTuple):
+    """A time to wake at, or at once: one statement decides, so that no nudge falls between two."""
+
+    until: datetime
+    #: What stands in the past is due.
+    sql: str = "CASE WHEN nudged THEN queued_at ELSE %s END"
 
 
 class Held:
@@ -137,8 +159,20 @@ class Held:
     def skip(self, reason: str) -> int:
         return self._move(RunStatus.SKIPPED, reason=reason)
 
+    def cancel(self, reason: str) -> int:
+        return self._move(RunStatus.CANCELLED, reason=reason)
+
+    def note_failure(self, error: dict) -> int:
+        """Note what the run failed with while what is to be done about it is still to come."""
+        return self._write(error=json.dumps(error), attempt=0, crashes=0)
+
+    def failure(self) -> dict | None:
+        """Return what ``note_failure`` noted."""
+        return Run.objects.using(self.using).values_list("error", flat=True).get(pk=self.run.pk)
+
     def sleep(self, until: datetime) -> int:
-        return self._move(RunStatus.SLEEPING, wake_at=until, crashes=0)
+        """Park the run, but not if what it waits for came during this pass."""
+        return self._move(RunStatus.SLEEPING, wake_at=UnlessNudged(until), crashes=0)
 
     def retry(self, at: datetime, attempt: int) -> int:
         return self._move(RunStatus.QUEUED, wake_at=at, attempt=attempt, crashes=0)
@@ -155,19 +189,29 @@ class Held:
 
     def _move(self, to: RunStatus, **changes: Any) -> int:
         assert RunStatus.RUNNING in MOVES[to]
-        if to in FINAL:
-            changes |= {"wake_at": None, "finished_at": clock.now()}
-        return self._write(status=to.value, lease=None, **changes)
+        if to not in FINAL:
+            return self._write(status=to.value, lease=None, **changes)
+        changes |= {"wake_at": None, "finished_at": clock.now()}
+        if not self.run.parent_id:
+            return self._write(status=to.value, lease=None, **changes)
+        with transaction.atomic(using=self.using):
+            moved = self._write(status=to.value, lease=None, **changes)
+            if moved:
+                Run.objects.using(self.using).filter(pk=self.run.parent_id).nudge()
+        return moved
 
     def _write(self, **changes: Any) -> int:
         connection = connections[self.using]
         quote = connection.ops.quote_name
-        columns = ", ".join(f"{quote(name)} = %s" for name in changes)
+        columns = ", ".join(
+            f"{quote(name)} = {getattr(value, 'sql', '%s')}" for name, value in changes.items()
+        )
         statement = (
             f"UPDATE {quote(Run._meta.db_table)} SET {columns}"  # noqa: S608 (names only)
             " WHERE id = %s AND lease = %s AND status = 'running'"
         )
-        parameters = [adapt(connection, value) for value in (*changes.values(), self.run.pk, self.run.lease)]
+        values = [getattr(value, "until", value) for value in changes.values()]
+        parameters = [adapt(connection, value) for value in (*values, self.run.pk, self.run.lease)]
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.rowcount
@@ -194,6 +238,8 @@ class Run(models.Model):
     #: When anyone may claim it next: its turn, its timer, or the end of its lease. None when final.
     wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
     lease = models.UUIDField(_("lease"), null=True, blank=True, editable=False)
+    #: Something that a step waits for has come since the last claim.
+    nudged = models.BooleanField(default=False, editable=False)
     claimed_by = models.CharField(_("worker"), max_length=255, blank=True, default="")
     queued_at = models.DateTimeField(_("queued at"))
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)

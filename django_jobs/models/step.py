@@ -21,6 +21,8 @@ class StepKind(models.TextChoices):
     ATOMIC = "atomic", _("atomic")
     SLEEP = "sleep", _("sleep")
     EMIT = "emit", _("emit")
+    WAIT = "wait", _("wait")
+    INVOKE = "invoke", _("invoke")
 
 
 class StepQuerySet(models.QuerySet["Step"]):
@@ -77,6 +79,8 @@ class Step(models.Model):
         Run, models.CASCADE, related_name="steps", db_constraint=False, db_index=False, verbose_name=_("run")
     )
     name = NameField(_("name"), max_length=200)
+    #: Its identity for replay where that is not its name: in which branch, and what it is called there.
+    place = NameField(max_length=300, blank=True, default="", editable=False)
     kind = models.CharField(_("kind"), max_length=10, choices=StepKind)
     status = models.CharField(_("status"), max_length=10, choices=StepStatus)
     output = PayloadField(_("output"), null=True, blank=True)
@@ -85,6 +89,8 @@ class Step(models.Model):
     started_at = models.DateTimeField(_("started at"))
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
+    #: The run that an invoke started.
+    child_id = models.UUIDField(_("child"), null=True, blank=True)
 
     objects = StepQuerySet.as_manager()
 
@@ -103,8 +109,13 @@ class Step(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def identity(self) -> str:
+        """What a replay knows the step by."""
+        return self.place or f":{self.name}"
 
-_PLAIN = ("name", "kind", "status", "attempts", "started_at", "finished_at", "wake_at")
+
+_PLAIN = ("name", "place", "kind", "status", "attempts", "started_at", "finished_at", "wake_at")
 _SQL: dict[str, str] = {}
 
 

@@ -53,7 +53,7 @@ def test_the_outlook_tells_what_is_overdue_from_what_comes(a_run, django_assert_
     Schedule.objects.all().delete()
     broker = RunBroker()
     a_run(wake_at=NOON + HOUR)
-    assert broker.outlook()[1:] == (None, False, False)
+    assert broker.outlook()[1:] == (None, False, False, False)
 
     schedule(next_run="2999-01-01T00:00:00Z")
     schedule(next_run="2001-01-01T00:00:00Z", repeats=0)  # One that has done its share.
