@@ -3,12 +3,14 @@ Every ```python block of the README and of docs/ runs.
 
 A page is one program: its blocks run in order in one namespace, inside a transaction that is rolled back.
 A ``test_...`` function on a page is a test: called as pytest would, on its own, with the fixtures it names.
+A ``TestCase`` on a page is run as Django would run it.
 """
 
 import inspect
 import re
 import sys
 import types
+import unittest
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,11 @@ from django_jobs import conf, registry
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TEST = re.compile(r"^def (test_\w+)", re.MULTILINE)
+TEST = re.compile(r"^(?:def (?=test_)|class (?=\w+\(TestCase\)))(\w+)", re.MULTILINE)
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in FILES if BLOCK.search(page.read_text())]
-#: Each page, and each page once more for every test function in it.
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+#: Each page, and each page once more for every test in it.
 CASES = [
     pytest.param(page, name, id=":".join(filter(None, [str(page.relative_to(ROOT)), name])))
     for page in PAGES
@@ -56,7 +59,24 @@ def test_the_python_of_a_page_runs(page, name, module, request):
         transaction.set_rollback(True)
     if name:
         test = getattr(module, name)
-        test(**{fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(test).parameters})
+        if isinstance(test, type):
+            run_test_case(test)
+        else:
+            fixtures = inspect.signature(test).parameters
+            test(**{fixture: request.getfixturevalue(fixture) for fixture in fixtures})
+
+
+def run_test_case(case: type[unittest.TestCase]) -> None:
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun > 0
+    assert [trace for _, trace in result.failures + result.errors] == []
+
+
+@pytest.mark.parametrize("page", FILES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert [link for link in LINK.findall(prose) if not (page.parent / link).exists()] == []
 
 
 def test_pages_with_code_are_found():

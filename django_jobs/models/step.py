@@ -31,7 +31,7 @@ class StepQuerySet(models.QuerySet["Step"]):
         Insert ``step`` if its run is still held by ``lease``; return 1, or 0 when it is not.
 
         One statement, in no transaction of its own. It locks the run's row for share until it is
-        done, so a takeover either waits for this checkpoint or makes it insert nothing; two workers
+        done, so a takeover either comes after this checkpoint or makes it insert nothing; two workers
         can never both record a step. Served by the primary key of the run. ``output`` is typed JSON.
         """
         connection = connections[self.db]
