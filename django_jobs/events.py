@@ -73,6 +73,11 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
     return outlast(using, write, patient=False)
 
 
+def check(spec: EventSpec) -> None:
+    """Raise what ``emit`` would raise if the event cannot be recorded; write nothing."""
+    _draft(spec, clock.now())
+
+
 def _is_committed(drafts: Sequence[tuple[Event, str]], using: str) -> bool:
     """Tell whether an earlier try that broke at its COMMIT lost no more than the answer."""
     return Event.objects.using(using).filter(pk__in=[event.pk for event, _ in drafts]).exists()

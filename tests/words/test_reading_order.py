@@ -19,7 +19,7 @@ ORDER = """
     models
     wakeup outage admission events history passes steps executor routing services
     scheduler broker channel pusher worker cluster
-    checks health console testing pytest_plugin tasks admin management apps
+    checks health console testing pytest_plugin tasks endpoint urls admin management apps
     catalog
 """.split()
 
