@@ -6,12 +6,10 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.handlers.asgi import ASGIRequest
-from django.db import connections
 from django.test import Client, RequestFactory, override_settings
 from django.urls import reverse
 
@@ -460,13 +458,13 @@ def arrive_by_asgi(*chunks):
         start = await application.receive_output(timeout=30)
         body = await application.receive_output(timeout=30)
         await application.wait()
-        await sync_to_async(connections.close_all)()
         return start["status"], json.loads(body["body"])
 
     return asyncio.run(call())
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("brief_connections")
 def test_events_are_taken_under_asgi(listener):
     status, said = arrive_by_asgi(b'[{"name": "order/paid"},', b' {"name": "order/paid"}]')
 
@@ -475,6 +473,7 @@ def test_events_are_taken_under_asgi(listener):
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("brief_connections")
 def test_a_body_of_no_declared_length_has_the_same_limit(listener):
     with with_settings(MAX_HTTP_BYTES=30):
         status, said = arrive_by_asgi(b'{"name": "order/paid"}', b" " * 9)

@@ -1,7 +1,6 @@
 """Inngest's own SDK, as it is, sends events to the project over a real connection."""
 
 import asyncio
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -18,7 +17,7 @@ KEY = "the-key-of-the-shop-0001"
 
 
 @pytest.fixture(autouse=True)
-def _keys(settings):
+def _keys(settings, brief_connections):
     settings.DJANGO_JOBS = {"EVENT_KEYS": [KEY]}
 
 
@@ -32,18 +31,13 @@ def recorded():
     return [str(event.pk) for event in Event.objects.order_by("pk")]
 
 
-@contextmanager
 def sdk(origin, key=KEY):
-    client = inngest.Inngest(app_id="shop", event_api_base_url=origin, event_key=key, is_production=True)
-    # It has no way to be closed, and an open connection keeps one of the server's to the database.
-    with closing(client._http_client._http_client_sync):
-        yield client
+    return inngest.Inngest(app_id="shop", event_api_base_url=origin, event_key=key, is_production=True)
 
 
 @pytest.fixture
 def shop(live_server):
-    with sdk(live_server.url) as client:
-        yield client
+    return sdk(live_server.url)
 
 
 def test_the_sdk_sends_an_event(shop, listener):
@@ -76,8 +70,8 @@ def test_the_sdk_says_when_to_hold_a_run(shop, listener):
 
 
 def test_the_sdk_is_told_of_a_wrong_key(live_server):
-    with sdk(live_server.url, key="wrong") as shop, pytest.raises(Exception, match="key is not known"):
-        shop.send_sync(inngest.Event(name="order/paid"))
+    with pytest.raises(Exception, match="key is not known"):
+        sdk(live_server.url, key="wrong").send_sync(inngest.Event(name="order/paid"))
     assert recorded() == []
 
 
@@ -120,8 +114,7 @@ def forgetful(live_server):
 
 
 def test_an_sdk_whose_answer_got_lost_sends_again_and_nothing_is_doubled(forgetful, listener):
-    with sdk(forgetful.url) as shop:
-        ids = shop.send_sync([inngest.Event(name="order/paid"), inngest.Event(name="order/paid")])
+    ids = sdk(forgetful.url).send_sync([inngest.Event(name="order/paid"), inngest.Event(name="order/paid")])
 
     first, second = forgetful.seeds
     assert first == second
