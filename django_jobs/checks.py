@@ -7,6 +7,7 @@ lists them all. No query here; what only the database can tell is in ``health.do
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -17,7 +18,7 @@ from django.core.management import get_commands
 from django.db import connections, router
 
 from . import registry
-from .conf import Defaults, known_keys
+from .conf import Defaults, conf, known_keys
 from .exceptions import UnknownGate
 from .models import Run
 
@@ -27,8 +28,14 @@ TAG = "django_jobs"
 #: The settings that may be zero; every other number is above it.
 MAY_BE_ZERO = {"GRACE_SECONDS"}
 
+#: The settings whose value must not stand in a log.
+SECRETS = {"EVENT_KEYS"}
+
 #: A SQLite writer that gives up sooner will meet a busy moment some day.
 PATIENCE_SECONDS = 10
+
+#: What stands in a URL as it is; and from what length on it is a secret.
+PATH_PART, SECRET_LENGTH = re.compile(r"[A-Za-z0-9._~-]+"), 20
 
 SQLITE_OPTIONS = (
     '"OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20,'
@@ -58,8 +65,8 @@ def _unknown_keys(host: dict) -> Iterator[CheckMessage]:
 def _impossible_values(host: dict) -> Iterator[CheckMessage]:
     for key, kind in get_type_hints(Defaults).items():
         if key in host and (wanted := _unmet(key, host[key], kind)):
-            value = host[key]
-            what = f'DJANGO_JOBS["{key}"] must be {wanted}, not {value!r} ({type(value).__name__}).'
+            value = "a secret" if key in SECRETS else repr(host[key])
+            what = f'DJANGO_JOBS["{key}"] must be {wanted}, not {value} ({type(host[key]).__name__}).'
             hint = f"Correct it, or leave it out: the default is {getattr(Defaults, key)!r}."
             yield Error(what, hint=hint, id="django_jobs.E003")
 
@@ -93,6 +100,26 @@ def _unknown_gates(job: registry.Job) -> Iterator[CheckMessage]:
     except UnknownGate as unknown:
         hint = 'Define the flag in DJANGO_JOBS["FLAGS"] (False keeps the job out), or correct the gate.'
         yield Error(f'Job "{job.id}": {unknown}', hint=hint, obj=job.handler, id="django_jobs.E004")
+
+
+@register(TAG)
+def check_event_keys(**kwargs: Any) -> list[CheckMessage]:
+    """Report keys of the HTTP event endpoint that cannot open it or could be guessed, without printing any."""
+    keys = conf.EVENT_KEYS
+    if not isinstance(keys, list | tuple):
+        return []
+    return [message for place, key in enumerate(keys) for message in _faults_of_key(place, key)]
+
+
+def _faults_of_key(place: int, key: Any) -> Iterator[CheckMessage]:
+    name = f'DJANGO_JOBS["EVENT_KEYS"][{place}]'
+    hint = 'Make one with python -c "import secrets; print(secrets.token_urlsafe(32))".'
+    if not isinstance(key, str) or not PATH_PART.fullmatch(key):
+        what = f"{name} must be a str of letters, digits and - . _ ~, because it is part of a URL's path."
+        yield Error(what, hint=hint, id="django_jobs.E008")
+    elif len(key) < SECRET_LENGTH:
+        what = f"{name} has {len(key)} characters; below {SECRET_LENGTH} it may be guessed."
+        yield Warning(what, hint=hint, id="django_jobs.W003")
 
 
 @register(TAG)

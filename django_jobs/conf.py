@@ -37,6 +37,9 @@ class Defaults:
     #: How long an event key keeps later events with the same name and key out.
     EVENT_KEY_HOURS: int | float = 24
     MAX_EVENT_BYTES: int = 512 * 1024
+    #: What one request to the HTTP event endpoint may bring.
+    MAX_HTTP_BYTES: int = 4 * 1024 * 1024
+    MAX_HTTP_EVENTS: int = 5000
     MAX_OUTPUT_BYTES: int = 4 * 1024 * 1024
     MAX_STEPS: int = 10_000
     #: Finished runs and events older than this are pruned; None keeps all.

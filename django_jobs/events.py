@@ -15,7 +15,7 @@ from django.db import connections, router, transaction
 
 from . import clock, payloads, registry, signals, wakeup
 from .conf import conf
-from .exceptions import InvalidEvent, words
+from .exceptions import InvalidEvent, storable, words
 from .models import Event, Run, RunStatus
 from .models.event import digest
 from .models.fields import uuid7
@@ -71,6 +71,11 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
         return _emit(drafts, using, now)
 
     return outlast(using, write, patient=False)
+
+
+def check(spec: EventSpec) -> None:
+    """Raise what ``emit`` would raise if the event cannot be recorded; write nothing."""
+    _draft(spec, clock.now())
 
 
 def _is_committed(drafts: Sequence[tuple[Event, str]], using: str) -> bool:
@@ -144,8 +149,10 @@ def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event,
     data = {} if spec.data is None else spec.data
     if not isinstance(data, dict):
         raise InvalidEvent(f"The data of {where} must be a dict, not {type(data).__name__}.")
-    if spec.key is not None and not (isinstance(spec.key, str) and 1 <= len(spec.key) <= 255):
-        raise InvalidEvent(f"The key of {where} must be a string of 1 to 255 characters, not {spec.key!r}.")
+    if spec.key is not None and not _is_key(spec.key):
+        raise InvalidEvent(
+            f"The key of {where} must be a string of 1 to 255 characters, none of them NUL, not {spec.key!r}."
+        )
     if spec.at is not None and (not isinstance(spec.at, datetime) or spec.at.tzinfo is None):
         raise InvalidEvent(f"The time (at) of {where} must be an aware datetime, not {spec.at!r}.")
     encoded = payloads.dumps(data, where=where)
@@ -154,6 +161,10 @@ def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event,
     event.unrouted = None if own else True  # Nobody can wait for the engine's own.
     event.digest = digest(spec.name, spec.key) if spec.key else None
     return event, encoded
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and 1 <= len(key) <= 255 and storable(key) == key
 
 
 # Events.

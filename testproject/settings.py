@@ -2,7 +2,8 @@
 Settings of the test project: a small back office that installs django_jobs.
 
 What differs between machines comes from the environment: ``DATABASE_URL``, ``EMAIL_URL``, ``DEBUG``,
-``SECRET_KEY`` and the feature flags. Unset, it runs on SQLite and puts mail into files under ``mails/``.
+``SECRET_KEY``, ``EVENT_KEYS`` and the feature flags. Unset, it runs on SQLite, puts mail into files
+under ``mails/`` and takes no events over HTTP.
 """
 
 import os
@@ -124,6 +125,7 @@ Q_CLUSTER = {
 }
 
 DJANGO_JOBS = {
+    "EVENT_KEYS": env.list("EVENT_KEYS", default=[]),
     "FLAGS": {
         "payment": {"enabled": env.bool("PAYMENT_ENABLED", default=True)},
         "pricing": {"credits": {"enabled": env.bool("CREDITS_ENABLED", default=True)}},

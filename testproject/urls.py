@@ -3,5 +3,6 @@ from django.urls import include, path
 
 urlpatterns = [
     path("", include("testproject.backoffice.urls")),
+    path("", include("django_jobs.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -4,12 +4,19 @@ from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import Group
+from django.db import connections
 from django.test.utils import override_settings
 
 
 @pytest.fixture(autouse=True)
 def _alone(bare_registry):
     """No job but the test's own."""
+
+
+@pytest.fixture
+def brief_connections(monkeypatch):
+    """Let the threads of a server close their connections after each request: one left open outlives the test."""
+    monkeypatch.setitem(connections["default"].settings_dict, "CONN_MAX_AGE", 0)
 
 
 class Ledger(list):

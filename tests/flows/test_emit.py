@@ -333,7 +333,11 @@ def test_an_event_that_cannot_be_kept_is_refused(arguments, complaint, jobs):
     assert not Event.objects.exists()
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, 7, b"k"], ids=["empty", "long", "number", "bytes"])
+@pytest.mark.parametrize(
+    "key",
+    ["", "x" * 256, 7, b"k", "a\0b", "\ud800"],
+    ids=["empty", "long", "number", "bytes", "nul", "surrogate"],
+)
 def test_a_key_that_cannot_be_kept_is_refused(key, jobs):
     with pytest.raises(InvalidEvent, match="key"):
         emit("a/b", key=key)

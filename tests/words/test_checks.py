@@ -80,6 +80,8 @@ def test_an_unknown_key_that_is_near_to_none_gets_the_list():
         ("LEASE_SECONDS", float("nan"), "above zero"),
         ("POLL_SECONDS", float("inf"), "above zero"),
         ("MAX_CRASHES", 0, "above zero"),
+        ("MAX_HTTP_BYTES", 0, "above zero"),
+        ("MAX_HTTP_EVENTS", "5000", "int"),
         ("RETENTION_DAYS", "30", "int or float or None"),
     ],
 )
@@ -104,12 +106,51 @@ def test_every_default_would_pass_as_a_setting():
         ("POLL_SECONDS", 0.5),
         ("RETENTION_DAYS", None),
         ("AUTODISCOVER", None),
-        ("EVENT_KEYS", ["secret"]),
+        ("EVENT_KEYS", ["a-key_of.twenty~chars"]),
+        ("EVENT_KEYS", ("0123456789abcdefghij", "ABCDEFGHIJ0123456789")),
     ],
 )
 def test_the_less_usual_values_are_fine(key, value):
     with with_jobs(**{key: value}):
         assert found() == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        None,
+        "",
+        12345678901234567890,
+        b"0123456789abcdefghij",
+        "0123456789/abcdefghij",
+        "0123456789 abcdefghij",
+        "ключ" * 5,
+    ],
+    ids=repr,
+)
+def test_an_event_key_that_cannot_stand_in_a_path_is_an_error_that_names_its_place(key):
+    with with_jobs(EVENT_KEYS=["0123456789abcdefghij", key]):
+        [error] = found()
+
+    assert error.id == "django_jobs.E008"
+    assert 'DJANGO_JOBS["EVENT_KEYS"][1]' in error.msg
+
+
+def test_an_event_key_that_could_be_guessed_is_warned_of():
+    with with_jobs(EVENT_KEYS=["hunter2"]):
+        [warning] = found()
+
+    assert warning.id == "django_jobs.W003"
+    assert "7 characters" in warning.msg
+    assert "token_urlsafe" in warning.hint
+
+
+@pytest.mark.parametrize("keys", [["hunter2"], ["hunter/2"], "hunter2"], ids=str)
+def test_no_check_prints_an_event_key(keys):
+    with with_jobs(EVENT_KEYS=keys):
+        [message] = found()
+
+    assert "hunter" not in message.msg + message.hint
 
 
 def test_a_gate_that_names_no_flag_is_an_error_with_job_path_and_nearest_flag():
@@ -245,7 +286,7 @@ def ids_in_the_source():
 
 
 def test_there_are_ids_to_document():
-    assert ids_in_the_source() == ["E001", "E002", "E003", "E004", "E005", "E006", "E007", "W001", "W002"]
+    assert ids_in_the_source() == [*(f"E00{n}" for n in range(1, 9)), "W001", "W002", "W003"]
 
 
 @pytest.mark.parametrize("id", ids_in_the_source())
