@@ -18,8 +18,8 @@ from .branches import Ended, join
 from .exceptions import Interrupt
 from .models import Step, StepKind, StepStatus
 from .passes import Branch, Pass, inside, together
-from .perform import Doing, Outcome, Work
-from .steps import Steps, late, outcome
+from .perform import Doing, Outcome, Work, late
+from .steps import Steps, outcome
 
 
 class AsyncSteps(Steps):
@@ -96,7 +96,7 @@ async def _outcome(work: Work) -> Outcome:
             raise
         return Outcome(error=error)
     except BaseException as error:
-        return Outcome(error=late(work) if limit.expired() else error)
+        return Outcome(error=late(work.timeout) if limit.expired() else error)
     finally:
         inside.reset(token)
 

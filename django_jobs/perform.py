@@ -5,9 +5,10 @@ A step is a generator. What it yields is the work, a call of the job's own; what
 went. So the same lines serve a job that is a plain function and one that awaits (see ``steps``).
 """
 
-from collections.abc import Callable, Generator
-from contextlib import nullcontext
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -52,6 +53,71 @@ class Policy:
 Doing = Generator[Work, Outcome, Any]
 
 
+@dataclass(eq=False)
+class Try:
+    """One try of a step."""
+
+    current: Pass
+    step: Step
+    policy: Policy
+    number: int
+    started_at: datetime = field(default_factory=clock.now)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Let the worker see it while it goes on, if it may not take for ever."""
+        if self.policy.timeout is None:
+            yield
+            return
+        going_on.add(self)
+        try:
+            yield
+        finally:
+            going_on.discard(self)
+
+
+#: The tries of this process that have a time-out.
+going_on: set[Try] = set()
+
+
+def overdue() -> list[Try]:
+    """List the tries that have taken longer than they may and a little: their threads cannot be told to stop."""
+    now = clock.now()
+    return [
+        one
+        for one in tuple(going_on)
+        if (now - one.started_at).total_seconds() > (one.policy.timeout or 0) + SLACK
+    ]
+
+
+def give_up(attempt: Try) -> None:
+    """
+    Record that a try took too long, and let the run go on elsewhere: its lease ends here.
+
+    Called from another thread. What the stuck one comes to after all meets the fence and is discarded.
+    """
+    going_on.discard(attempt)
+    current = attempt.current
+    attempt = replace(attempt, step=copy.copy(attempt.step))
+    _spoil(attempt, late(attempt.policy.timeout))
+    at = attempt.step.wake_at or clock.now()
+
+    def settle() -> None:
+        with transaction.atomic(using=current.using):
+            _record_failure(attempt, attempt.step.pk)
+            current.held.retry(at, current.attempt)
+
+    outlast(current.using, settle)
+
+
+def late(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"It took longer than {timeout:g} s.")
+
+
+#: A try that ends by itself so soon after its time is left to do so.
+SLACK = 0.5
+
+
 class Failed(Exception):
     """The job's own code raised ``error`` in a step."""
 
@@ -78,15 +144,16 @@ def perform(current: Pass, step: Step, call: Callable[[], Any], policy: Policy) 
         return settled(step)
     if step.wake_at and step.wake_at > clock.now():
         raise current.end(Parked(step.name, step.wake_at, asleep=False))
-    started, number = clock.now(), step.attempts + 1
+    attempt = Try(current, step, policy, step.attempts + 1)
     try:
-        text = yield from _work(current, step, Work(call, step.name, policy.timeout), number)
+        with attempt.watched():
+            text = yield from _work(current, step, Work(call, step.name, policy.timeout), attempt.number)
     except Failed as failed:
-        fail(current, step, failed.error, policy, number, started)
+        fail(attempt, failed.error)
     except (Interrupt, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        fail(current, step, error, policy, number, started)
+        fail(attempt, error)
     current.progressed(step)
     return payloads.loads(text)
 
@@ -175,36 +242,35 @@ def persist(current: Pass, step: Step, write: Callable[[], None]) -> None:
 # Failure.
 
 
-def fail(
-    current: Pass,
-    step: Step,
-    error: BaseException,
-    policy: Policy,
-    number: int,
-    started: datetime,
-    *,
-    report: dict[str, str] | None = None,
-) -> None:
+def fail(attempt: Try, error: BaseException, *, report: dict[str, str] | None = None) -> None:
     """Record the failed attempt; park the run until the next one, or raise ``StepError`` if it was the last."""
+    current, step = attempt.current, attempt.step
     known = step.pk
     cause = error.cause if isinstance(error, Unserialisable) else error
-    hopeless = isinstance(error, HOPELESS) or (step.kind == StepKind.EMIT and isinstance(error, TypeError))
-    final = hopeless or number > policy.retries
-    step.attempts, step.error = number, report or describe(cause)
-    step.status = StepStatus.FAILED if final else StepStatus.WAITING
-    step.finished_at = clock.now() if final else None
-    step.wake_at = None if final else next_try(cause, policy.backoff, number)
-    persist(current, step, lambda: _record_failure(current, step, known, started))
-    if final:
+    _spoil(attempt, error, report or describe(cause))
+    persist(current, step, lambda: _record_failure(attempt, known))
+    if step.status == StepStatus.FAILED:
         current.progressed(step)
         raise step_error(step) from cause
     again_at = cast(datetime, step.wake_at)
     wait = (again_at - clock.now()).total_seconds()
-    signals.log_retry(current.run, error=step.error, wait=wait, step=step.name)
+    signals.log_retry(current.run, error=cast(dict, step.error), wait=wait, step=step.name)
     raise current.end(Parked(step.name, again_at, asleep=False))
 
 
-def _record_failure(current: Pass, step: Step, known: int | None, started: datetime) -> None:
+def _spoil(attempt: Try, error: BaseException, report: dict[str, str] | None = None) -> None:
+    """Give the step the shape of one that failed, for good or until its next try."""
+    step, policy = attempt.step, attempt.policy
+    hopeless = isinstance(error, HOPELESS) or (step.kind == StepKind.EMIT and isinstance(error, TypeError))
+    final = hopeless or attempt.number > policy.retries
+    step.attempts, step.error = attempt.number, report or describe(error)
+    step.status = StepStatus.FAILED if final else StepStatus.WAITING
+    step.finished_at = clock.now() if final else None
+    step.wake_at = None if final else next_try(error, policy.backoff, attempt.number)
+
+
+def _record_failure(attempt: Try, known: int | None) -> None:
+    current, step = attempt.current, attempt.step
     passes.boundary(f"before failure of {step.name}")
     with current.fence():
         steps = Step.objects.using(current.using)
@@ -218,7 +284,7 @@ def _record_failure(current: Pass, step: Step, known: int | None, started: datet
             step=step,
             number=step.attempts,
             error=step.error,
-            started_at=started,
+            started_at=attempt.started_at,
             finished_at=clock.now(),
         )
     current.history[step.identity] = step

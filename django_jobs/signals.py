@@ -120,6 +120,11 @@ def log_never_cancelled(run: Any, cancel_on: str, why: str) -> None:
     logger.warning("%s: %s cancels no run %s: %s", run.job_id, cancel_on, run.pk, why, **_about(run))
 
 
+def log_step_stuck(run: Any, step: str) -> None:
+    message = '%s: step "%s" took longer than it may; its worker retires, and what it comes to is discarded (run %s)'
+    logger.error(message, run.job_id, step, run.pk, **_about(run))
+
+
 def log_on_failure_failed(run: Any, error: dict) -> None:
     message = "%s: its on_failure failed: %s: %s (run %s)"
     logger.error(message, run.job_id, error["type"], error["message"], run.pk, **_about(run))

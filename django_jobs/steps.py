@@ -251,12 +251,8 @@ def outcome(work: Work) -> Outcome:
     finally:
         inside.reset(token)
     if work.timeout and (clock.now() - began).total_seconds() > work.timeout:
-        return Outcome(error=late(work))
+        return Outcome(error=perform.late(work.timeout))
     return Outcome(value)
-
-
-def late(work: Work) -> TimeoutError:
-    return TimeoutError(f"It took longer than {work.timeout:g} s.")
 
 
 def _check_span(span: Any, where: str) -> None:

@@ -19,7 +19,7 @@ from .models import Delivery, Event, Listener, Run, RunStatus, Step, StepKind, S
 from .models.listener import digest
 from .outage import outlast
 from .passes import Parked, Pass
-from .perform import Doing, Policy, complete, encode, fail, persist, settled, write
+from .perform import Doing, Policy, Try, complete, encode, fail, persist, settled, write
 
 #: No retries: what another run came to, it came to.
 ONCE = Policy(retries=0, backoff=cast(Any, None))
@@ -229,7 +229,7 @@ def invoke(
             raise _park(current, step)
         text = _output(current, step)
     except (ChildEnded, JobNotFound, InvalidEvent, TypeError, ValueError) as error:
-        fail(current, step, error, ONCE, 1, started, report=getattr(error, "report", None))
+        fail(Try(current, step, ONCE, 1, started), error, report=getattr(error, "report", None))
         raise
     if text is None:
         raise _park(current, step)

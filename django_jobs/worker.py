@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connections, reset_queries, router
 
-from . import executor, signals
+from . import executor, perform, signals
 from .broker import RunBroker
 from .channel import Channel, Closed
 from .conf import conf
@@ -34,6 +34,9 @@ class Worker:
         self.broker = broker
         self.alone = alone
         self.in_hand: dict[UUID, UUID] = {}
+        #: Which thread has each run, and those in a step that takes longer than it may.
+        self.having: dict[UUID, threading.Thread] = {}
+        self.stuck: set[threading.Thread] = set()
         self.stopping = False
         self.runs_left = conf.RECYCLE or -1
         self.threads = [threading.Thread(target=self._take_runs, daemon=True) for _ in range(threads)]
@@ -43,7 +46,7 @@ class Worker:
         self.line.send(("ready", (os.getpid(), len(self.threads), self.alone)))
         for thread in self.threads:
             thread.start()
-        while any(thread.is_alive() for thread in self.threads):
+        while self._is_needed():
             self._watch(conf.LEASE_SECONDS / BEATS_PER_LEASE)
         connections.close_all()
 
@@ -58,10 +61,14 @@ class Worker:
 
     # The main thread.
 
+    def _is_needed(self) -> bool:
+        return any(thread.is_alive() and thread not in self.stuck for thread in self.threads)
+
     def _watch(self, beat: float) -> None:
         """Wait for orders until the next beat, then renew the leases."""
         until = time.monotonic() + beat
-        while (left := until - time.monotonic()) > 0 and any(thread.is_alive() for thread in self.threads):
+        while (left := until - time.monotonic()) > 0 and self._is_needed():
+            self._give_up_the_overdue()
             # A short wait, because a thread that ends does not end it.
             ready, _, _ = select.select([self.control], [], [], min(left, 0.2))
             if ready:
@@ -69,6 +76,17 @@ class Worker:
                     os._exit(1)  # Orphaned. Other clusters must not have to share runs with a ghost.
                 self.stop()
         self._renew()
+
+    def _give_up_the_overdue(self) -> None:
+        """Let the runs of steps that take too long go on elsewhere. Their threads are lost, so this process retires."""
+        for attempt in perform.overdue():
+            run = attempt.current.run
+            perform.give_up(attempt)
+            signals.log_step_stuck(run, attempt.step.name)
+            self.in_hand.pop(run.pk, None)
+            if thread := self.having.get(run.pk):
+                self.stuck.add(thread)
+            self.stop()
 
     def _renew(self) -> None:
         leases = list(self.in_hand.items())
@@ -98,6 +116,7 @@ class Worker:
             if isinstance(message, Run):
                 done = message.hold
                 self.in_hand.update([message.hold])
+                self.having[message.pk] = threading.current_thread()
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
                 self.broker.perform(*message)
@@ -108,6 +127,8 @@ class Worker:
             # Not if the run was claimed anew meanwhile and is in this worker's hands a second time.
             if done and self.in_hand.get(done[0]) == done[1]:
                 del self.in_hand[done[0]]
+                self.having.pop(done[0], None)
+            self.stuck.discard(threading.current_thread())
             tidy_connections()
         self.line.send(("done", done))
         self.runs_left -= 1

@@ -95,3 +95,21 @@ def test_a_run_whose_lease_ran_out_while_the_database_was_away_is_not_done_twice
     run.refresh_from_db()
     assert (run.status, run.passes, run.crashes) == (RunStatus.COMPLETED, 1, 0)
     assert Effect.objects.filter(name="begun").count() == 1
+
+
+def test_a_step_that_hangs_is_given_up_and_its_worker_replaced(runjobs, lab):
+    """It holds its thread for a minute; its run goes on elsewhere, and so do those beside it."""
+    cluster = runjobs(workers=1, threads=3)
+    [first] = cluster.workers
+    hanging, beside = lab.hangs.start({}), lab.outside.start({"seconds": 3})
+    until(all_final, within=20)
+
+    hanging.refresh_from_db()
+    beside.refresh_from_db()
+    assert (hanging.status, hanging.output, hanging.crashes) == (RunStatus.COMPLETED, "done", 0), (
+        cluster.output()
+    )
+    assert [attempt.error["type"] for attempt in hanging.attempts.all()] == ["TimeoutError"]
+    assert (beside.status, beside.crashes) == (RunStatus.COMPLETED, 0)
+    assert Effect.objects.filter(run=beside.pk, name="begun").count() == 1
+    until(lambda: first not in cluster.tree(), what="the end of the worker with the stuck thread")

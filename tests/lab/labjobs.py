@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from datetime import timedelta
 
 from django_jobs import cron, job
 
@@ -60,8 +61,6 @@ def pick_up(ctx):
 
 @job("lab-nap")
 def nap(ctx):
-    from datetime import timedelta
-
     ctx.step.sleep("nap", timedelta(seconds=ctx.event.data["seconds"]))
     return ctx.step.run("woke", effect, ctx, "woke")
 
@@ -111,3 +110,17 @@ def deaf(ctx):
         time.sleep(ctx.event.data["seconds"])
 
     ctx.step.run("work", work)
+
+
+@job("lab-hangs")
+def hangs(ctx):
+    """A step that hangs in its first try, and may take a second."""
+
+    def work():
+        effect(ctx, "begun")
+        if Effect.objects.filter(run=ctx.run_id, name="begun").count() == 1:
+            time.sleep(60)
+        return effect(ctx, "done")
+
+    strict = ctx.step.using(timeout=timedelta(seconds=1), backoff=[timedelta(0)])
+    return strict.run("work", work)
