@@ -19,7 +19,10 @@ from .history import brought_event, describe, read_history
 from .models import Attempt, Event, Run, Step
 from .outage import outlast
 from .passes import Died, HandedBack, Lost, Parked, Pass
-from .steps import Steps, next_try
+from .steps import Steps, Unserialisable, encoded, next_try
+
+#: Errors of a job that another pass would only meet again.
+_HOPELESS = (NonRetriableError, StepError, Unserialisable)
 
 
 class Context:
@@ -126,15 +129,7 @@ def _execute(current: Pass) -> None:
 
 def _call(current: Pass) -> str:
     """Return what the job returned, as typed JSON."""
-    # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
-    value = current.job.handler(Context(current))
-    where = f'the result of job "{current.job.id}"'
-    try:
-        text = payloads.dumps(value, where=where)
-        payloads.check_size(text, conf.MAX_OUTPUT_BYTES, where=where, setting="MAX_OUTPUT_BYTES")
-    except (TypeError, ValueError) as error:
-        raise NonRetriableError(str(error)) from error
-    return text
+    return encoded(current.job.handler(Context(current)), where=f'the result of job "{current.job.id}"')
 
 
 def _swallowed(current: Pass) -> NonRetriableError:
@@ -164,8 +159,8 @@ def _interrupted(current: Pass, interrupt: Interrupt) -> None:
 def _fail(current: Pass, error: BaseException) -> None:
     """Record that the code between steps failed; try again by policy, or end the run."""
     attempt = current.attempt + 1
-    report = describe(error)
-    if isinstance(error, NonRetriableError | StepError) or attempt > current.job.retries:
+    report = describe(error.cause if isinstance(error, Unserialisable) else error)
+    if isinstance(error, _HOPELESS) or attempt > current.job.retries:
         # A step out of retries has its attempts already; its failure is none of the code around it.
         own = None if isinstance(error, StepError) else attempt
         ending = lambda: _record_failure(current, own, report)  # noqa: E731

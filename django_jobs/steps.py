@@ -152,7 +152,7 @@ class Steps:
 
     def _call(self, step: Step, work: Callable[[], Any]) -> str:
         """Return what the step returned, as typed JSON."""
-        current, where = self._pass, f'step "{step.name}"'
+        current = self._pass
         # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
         nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
         current.inside = step.name
@@ -161,13 +161,7 @@ class Steps:
                 value = work()
         finally:
             current.inside = None
-        try:
-            text = payloads.dumps(value, where=where)
-            payloads.check_size(text, conf.MAX_OUTPUT_BYTES, where=where, setting="MAX_OUTPUT_BYTES")
-        except (TypeError, ValueError) as error:
-            # Trying again would repeat the effect and fail in the same way.
-            raise Unserialisable(error) from error
-        return text
+        return encoded(value, where=f'step "{step.name}"')
 
     def _write(self, step: Step, text: str | None) -> None:
         self._persist(step, lambda: self._pass.record(step, text))
@@ -246,11 +240,21 @@ def _done(step: Step, number: int) -> None:
 
 
 class Unserialisable(Exception):
-    """What a step returned is not JSON."""
+    """What a step or a job returned cannot be kept. Trying again would repeat the effect and fail the same way."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+def encoded(value: Any, *, where: str) -> str:
+    """Return what a step or a job returned as typed JSON, not longer than a row may hold."""
+    try:
+        text = payloads.dumps(value, where=where)
+        payloads.check_size(text, conf.MAX_OUTPUT_BYTES, where=where, setting="MAX_OUTPUT_BYTES")
+    except (TypeError, ValueError) as error:
+        raise Unserialisable(error) from error
+    return text
 
 
 #: Errors that another attempt would only meet again.

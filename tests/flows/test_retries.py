@@ -343,6 +343,7 @@ def test_a_result_of_the_job_that_is_not_json_names_job_and_path_and_is_not_trie
 
     run = jobs.run(a_job)
     assert (run.status, ledger) == (RunStatus.FAILED, ["ran"])
+    assert run.error["type"] == "TypeError"
     assert 'the result of job "returns-an-object": .items[0]' in run.error["message"]
 
 
