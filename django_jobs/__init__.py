@@ -23,7 +23,15 @@ if TYPE_CHECKING:
         StepError,
     )
     from .registry import job
-    from .signals import emit_on
+    from .signals import (
+        admin_action,
+        emit_on,
+        event_received,
+        run_finished,
+        run_queued,
+        run_started,
+        step_finished,
+    )
     from .triggers import cron, on
 
 __all__ = [
@@ -36,14 +44,20 @@ __all__ = [
     "NonRetriableError",
     "RetryAfter",
     "StepError",
+    "admin_action",
     "aemit",
     "aemit_many",
     "cron",
     "emit",
     "emit_many",
     "emit_on",
+    "event_received",
     "job",
     "on",
+    "run_finished",
+    "run_queued",
+    "run_started",
+    "step_finished",
     "trigger",
 ]
 
@@ -60,7 +74,15 @@ _HOMES = {
         "StepError",
     ],
     "registry": ["job"],
-    "signals": ["emit_on"],
+    "signals": [
+        "admin_action",
+        "emit_on",
+        "event_received",
+        "run_finished",
+        "run_queued",
+        "run_started",
+        "step_finished",
+    ],
     "triggers": ["cron", "on"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
