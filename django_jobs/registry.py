@@ -5,6 +5,7 @@ Declaring puts a job here; its gate, read live, decides whether it counts as reg
 single place gates are applied. No database here: ``AppConfig.ready()`` runs before it may be used.
 """
 
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -95,6 +96,8 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
     queue, priority (a number or a function of the event; higher first).
     """
+    if callable(id):
+        raise InvalidJob('@job takes the id of the job: @job("send-invoice", on("invoice/due")).')
 
     def declare(handler: Callable[..., Any]) -> Job:
         if "backoff" in policy:
@@ -129,11 +132,16 @@ def get(job_id: str) -> Job:
     """Return the registered job; raise ``JobNotFound`` saying why it is not one."""
     found = _jobs.get(job_id)
     if found is None:
-        known = ", ".join(sorted(_jobs)) or "none"
-        raise JobNotFound(f'No job "{job_id}" is declared. Declared: {known}.')
+        raise JobNotFound(_undeclared(job_id))
     if flag := found.closed_by:
         raise JobNotFound(f'Job "{job_id}" is not registered: its gate {flag} is off.')
     return found
+
+
+def _undeclared(job_id: str) -> str:
+    near = difflib.get_close_matches(str(job_id), _jobs, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f'No job "{job_id}" is declared.{hint} Declared: {", ".join(sorted(_jobs)) or "none"}.'
 
 
 def find(job_id: str) -> Job | None:
@@ -194,6 +202,8 @@ def _validate(job: Job) -> None:
         refuse("@job decorates a function that takes ctx.")
     if inspect.iscoroutinefunction(job.handler):
         refuse("async handlers are not supported by this version; use a plain function.")
+    if not isinstance(job.group, str) or len(job.group) > 100:
+        refuse(f"group is a string of at most 100 characters, not {job.group!r}.")
     for trigger in job.triggers:
         if not isinstance(trigger, EventTrigger | CronTrigger):
             refuse(f"{trigger!r} is not a trigger; use on(...) or cron(...).")

@@ -29,8 +29,11 @@ def test_a_cron_job_is_run_now_by_its_id(jobs):
 
 def test_an_unknown_id_is_refused_with_the_known_ones(jobs):
     job("known")(lambda ctx: None)
-    with pytest.raises(JobNotFound, match=r'No job "unknown" is declared\. Declared: known\.'):
-        trigger("unknown")
+    job("another")(lambda ctx: None)
+    with pytest.raises(JobNotFound, match=r'^No job "strange" is declared\. Declared: another, known\.$'):
+        trigger("strange")
+    with pytest.raises(JobNotFound, match=r'^No job "knwon" is declared\. Did you mean "known"\?'):
+        trigger("knwon")
     assert not Event.objects.exists()
 
 

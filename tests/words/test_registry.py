@@ -92,6 +92,8 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do():
         ({"gate": 7}, "gate"),
         ({"gate": ""}, "gate"),
         ({"gate": ()}, "gate"),
+        ({"group": None}, "group"),
+        ({"group": "g" * 101}, "group"),
         ({"version": 2}, "version"),
         ({"version": ""}, "version"),
         ({"queue": ""}, "queue"),
@@ -115,6 +117,14 @@ def test_what_is_not_a_trigger_is_refused():
 def test_the_same_trigger_twice_is_refused():
     with pytest.raises(InvalidJob, match="twice"):
         a_job("a-job", on("user/signed.up"), on("user/signed.up"))
+
+
+def test_the_decorator_without_its_brackets_is_refused():
+    with pytest.raises(InvalidJob, match="takes the id"):
+
+        @job
+        def no_brackets(ctx):
+            pass
 
 
 def test_what_is_not_a_function_is_refused():
