@@ -17,7 +17,7 @@ from django.test import override_settings
 from django_jobs import console, cron, emit, job, on, services
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
-from django_jobs.models import Event, Job, Run, RunStatus
+from django_jobs.models import Event, Job, Run, RunStatus, Step
 
 ROOT = Path(__file__).parents[2]
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -141,7 +141,7 @@ def test_a_sleeping_run_says_when_it_wakes_and_a_skipped_one_why(manage, jobs):
     assert "No longer wanted." in text
 
 
-def test_runs_for_machines_have_the_fields_of_the_model_and_no_outputs(as_json, jobs, greet):
+def test_runs_for_machines_have_the_fields_of_the_model(as_json, jobs, greet):
     run = jobs.run(greet)
 
     [row] = as_json("runs")
@@ -149,7 +149,7 @@ def test_runs_for_machines_have_the_fields_of_the_model_and_no_outputs(as_json, 
     fields = "id job_id version status event error attempt passes priority wake_at queued_at started_at"
     fields += " finished_at scheduled_for reason parent replay_of"
     assert set(fields.split()) <= row.keys()
-    assert "output" not in row
+    assert row["output"] == "hello you"
     assert "lease" not in row
     assert row["event"] == str(run.event_id)
     assert ISO.fullmatch(row["queued_at"])
@@ -204,6 +204,7 @@ def test_show_for_machines_is_the_run_with_event_steps_and_attempts(as_json, job
         "completed",
         "done",
     )
+    assert {field.name for field in Step._meta.fields} <= step.keys()
     [attempt] = shown["attempts"]
     assert (attempt["step"], attempt["number"], attempt["error"]["message"]) == (
         None,
@@ -479,7 +480,7 @@ def test_the_process_ends_with_1_and_one_line_where_a_verb_fails(tmp_path):
     assert result.returncode == 1
     assert result.stdout == ""
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "no such table" in result.stderr
+    assert result.stderr == "CommandError: The database is not migrated. Run manage.py migrate.\n"
 
 
 def test_the_process_ends_with_2_where_it_is_called_wrongly(tmp_path):
@@ -503,6 +504,10 @@ def test_a_document_is_plain_ascii_json(manage, jobs, greet):
     text = manage("show", Run.objects.get().pk, "--json")
     assert text.isascii()
     assert json.loads(text)["output"] == "hello Ädá \u2028"
+
+
+def test_json_may_be_asked_for_before_the_verb_too(manage, greet):
+    assert [row["id"] for row in json.loads(manage("--json", "list"))] == ["greet"]
 
 
 # the reference
