@@ -39,8 +39,10 @@ def test_an_unknown_id_is_refused_with_the_known_ones(jobs):
 
 def test_data_that_is_no_dict_is_refused(jobs):
     by_hand = job("by-hand")(lambda ctx: None)
-    with pytest.raises(InvalidEvent, match="must be a dict, not list"):
+    with pytest.raises(InvalidEvent, match='data of job "by-hand" must be a dict, not list'):
         by_hand.start([1])
+    with pytest.raises(TypeError, match=r'^job "by-hand": \.user is an object, which JSON cannot hold'):
+        by_hand.start({"user": object()})
     assert not Run.objects.exists()
 
 
