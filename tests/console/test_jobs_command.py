@@ -232,8 +232,19 @@ def test_emit_records_an_event_and_says_what_it_starts(manage, greet):
     assert str(event.runs.get().pk) in text
 
 
-def test_emit_without_a_listener_says_so(manage):
-    assert "No registered job is triggered by it" in manage("emit", "nobody/listens")
+def test_emit_without_a_listener_says_so(manage, greet):
+    assert "No registered job is triggered by it.\n" in manage("emit", "nobody/listens")
+    assert 'triggered by it. Did you mean "user/signed.up"?' in manage("emit", "user/signedup")
+
+
+def test_emit_says_why_those_who_listen_do_not_start(manage):
+    job("charge", on("invoice/due"), gate="payment.enabled")(lambda ctx: None)
+    job("remind", on("invoice/*", when=lambda event: False))(lambda ctx: None)
+
+    with override_settings(DJANGO_JOBS={"FLAGS": {"payment": {"enabled": False}}}):
+        said = manage("emit", "invoice/due")
+
+    assert "It starts nothing: charge (off: payment.enabled), remind (its when says no)." in said
 
 
 def test_emit_with_a_key_seen_before_says_that_nothing_started(manage, greet):

@@ -1,5 +1,6 @@
 """``manage.py jobs``: look at jobs and runs, and act on them."""
 
+import difflib
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from django_jobs import clock, console, events, health, registry, services
 from django_jobs.conf import conf
 from django_jobs.exceptions import JobsError
 from django_jobs.models import Job, Run, RunStatus
+from django_jobs.triggers import EventTrigger
 
 
 class Command(BaseCommand):
@@ -94,7 +96,7 @@ class Command(BaseCommand):
                     f"An event {event.name} with this key is there already ({event.pk}): nothing was started."
                 )
             if not runs:
-                return f"Emitted {event.name} ({event.pk}). No registered job is triggered by it."
+                return f"Emitted {event.name} ({event.pk}). {_unheard(event.name)}"
             return f"Emitted {event.name} ({event.pk}), which starts:\n{console.runs_table(runs, self.style)}"
 
         self._reply(options, document, text)
@@ -228,6 +230,17 @@ def _no_runs(options: dict[str, Any]) -> str:
     return (
         "No runs yet. Emit an event (manage.py jobs emit NAME) or start a job (manage.py jobs trigger JOB)."
     )
+
+
+def _unheard(name: str) -> str:
+    """Say why an event of this name started nothing: a gate, a ``when``, or perhaps a slip of the pen."""
+    ears = [(job, ear) for job in registry.known() for ear in job.triggers if isinstance(ear, EventTrigger)]
+    deaf = {job.id: job.closed_by for job, ear in ears if ear.matches(name)}
+    if deaf:
+        why = [f"{job} ({f'off: {flag}' if flag else 'its when says no'})" for job, flag in deaf.items()]
+        return f"It starts nothing: {', '.join(why)}."
+    near = difflib.get_close_matches(name, [ear.name for _, ear in ears], n=1)
+    return "No registered job is triggered by it." + (f' Did you mean "{near[0]}"?' if near else "")
 
 
 @contextmanager
