@@ -14,7 +14,7 @@ from django.db import router, transaction
 
 from . import clock, passes, payloads, registry, signals
 from .conf import conf
-from .exceptions import Interrupt, NonRetriableError, StepError
+from .exceptions import Interrupt, InvalidEvent, InvalidJob, NonRetriableError, StepError
 from .history import brought_event, describe, read_history
 from .models import Attempt, Event, Run, Step
 from .outage import outlast
@@ -22,7 +22,7 @@ from .passes import Died, HandedBack, Lost, Parked, Pass
 from .steps import Steps, Unserialisable, encoded, next_try
 
 #: Errors of a job that another pass would only meet again.
-_HOPELESS = (NonRetriableError, StepError, Unserialisable)
+_HOPELESS = (NonRetriableError, StepError, InvalidJob, InvalidEvent, Unserialisable)
 
 
 class Context:

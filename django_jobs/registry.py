@@ -101,7 +101,7 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
 
     def declare(handler: Callable[..., Any]) -> Job:
         if "backoff" in policy:
-            policy["backoff"] = as_backoff(policy["backoff"])
+            policy["backoff"] = _backoff(id, policy["backoff"])
         unknown = policy.keys() - Job.__dataclass_fields__.keys()
         if unknown:
             known = ", ".join(sorted(Job.__dataclass_fields__.keys() - {"id", "handler", "triggers"}))
@@ -186,6 +186,13 @@ def _index(jobs: Iterable[Job]) -> dict[str, list[Job]]:
             if isinstance(trigger, EventTrigger):
                 index.setdefault(trigger.name, []).append(job)
     return index
+
+
+def _backoff(id: str, value: Any) -> AnyBackoff:
+    try:
+        return as_backoff(value)
+    except InvalidJob as fault:
+        raise InvalidJob(f'Job "{id}": {fault}') from None
 
 
 def home(job: Job) -> str:

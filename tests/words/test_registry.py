@@ -100,7 +100,8 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do():
         ({"queue": "q" * 51}, "queue"),
         ({"priority": "high"}, "priority"),
         ({"priority": 2**31}, "priority"),
-        ({"backoff": 3}, "backoff|Backoff"),
+        ({"backoff": 3}, 'Job "a-job": backoff'),
+        ({"backoff": []}, 'Job "a-job": backoff'),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_where_the_job_is_declared(policy, word):
