@@ -24,7 +24,15 @@ if TYPE_CHECKING:
         StepError,
     )
     from .registry import job
-    from .signals import emit_on
+    from .signals import (
+        admin_action,
+        emit_on,
+        event_received,
+        run_finished,
+        run_queued,
+        run_started,
+        step_finished,
+    )
     from .triggers import cron, on
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "RetryAfter",
     "StepError",
     "Timeouts",
+    "admin_action",
     "aemit",
     "aemit_many",
     "cancel_on",
@@ -45,8 +54,13 @@ __all__ = [
     "emit",
     "emit_many",
     "emit_on",
+    "event_received",
     "job",
     "on",
+    "run_finished",
+    "run_queued",
+    "run_started",
+    "step_finished",
     "trigger",
 ]
 
@@ -64,7 +78,15 @@ _HOMES = {
         "StepError",
     ],
     "registry": ["job"],
-    "signals": ["emit_on"],
+    "signals": [
+        "admin_action",
+        "emit_on",
+        "event_received",
+        "run_finished",
+        "run_queued",
+        "run_started",
+        "step_finished",
+    ],
     "triggers": ["cron", "on"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -105,7 +105,7 @@ def start(job: registry.Job, data: dict | None = None, *, parent: Run | None = N
     registry.get(job.id)
     now = clock.now()
     using = router.db_for_write(Run)
-    event, encoded = _draft(EventSpec(STARTED, data), now, own=True)
+    event, encoded = _draft(EventSpec(STARTED, data), now, starts=f'job "{job.id}"')
     with _transaction(using):
         _insert([(event, encoded)], using)
         run = _run(job, event, now)
@@ -138,14 +138,14 @@ def _finish(using: str, events: Sequence[Event], runs: Sequence[Run]) -> None:
 # Drafting: everything that can be wrong is found before anything is written.
 
 
-def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event, str]:
-    if not own:
+def _draft(spec: EventSpec, now: datetime, *, starts: str = "") -> tuple[Event, str]:
+    if not starts:
         check_event_name(spec.name)
         if spec.name.startswith(OWN):
             raise InvalidEvent(
                 f'Event names under "{OWN}" are the engine\'s own; choose another for "{spec.name}".'
             )
-    where = f'event "{spec.name}"'
+    where = starts or f'event "{spec.name}"'
     data = {} if spec.data is None else spec.data
     if not isinstance(data, dict):
         raise InvalidEvent(f"The data of {where} must be a dict, not {type(data).__name__}.")
@@ -158,7 +158,7 @@ def _draft(spec: EventSpec, now: datetime, *, own: bool = False) -> tuple[Event,
     encoded = payloads.dumps(data, where=where)
     payloads.check_size(encoded, conf.MAX_EVENT_BYTES, where=where, setting="MAX_EVENT_BYTES")
     event = Event(name=spec.name, data=data, key=spec.key, occurred_at=spec.at or now, received_at=now)
-    event.unrouted = None if own else True  # Nobody can wait for the engine's own.
+    event.unrouted = None if spec.name == STARTED else True  # Nobody can wait for the engine's own.
     event.digest = digest(spec.name, spec.key) if spec.key else None
     return event, encoded
 

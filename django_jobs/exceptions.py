@@ -51,6 +51,9 @@ class RetryAfter(JobsError):
         self.delay = delay
         super().__init__(message)
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.delay, str(self))
+
 
 class StepError(JobsError):
     """A step is out of retries."""

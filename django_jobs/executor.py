@@ -17,12 +17,12 @@ from django.db import router, transaction
 
 from . import awaited, cancelling, clock, passes, payloads, registry, signals
 from .conf import conf
-from .exceptions import Interrupt, JobsError, NonRetriableError, RunFailed, StepError
+from .exceptions import Interrupt, InvalidJob, JobsError, NonRetriableError, RunFailed, StepError
 from .history import History, brought_event, describe, read_history
 from .models import Attempt, Event, Run, StepStatus
 from .outage import outlast
 from .passes import Died, HandedBack, Lost, Overdue, Parked, Pass
-from .perform import Unserialisable, encode, next_try, step_error
+from .perform import HOPELESS, Unserialisable, encode, next_try, step_error
 from .steps import Steps
 from .waiting import consumed
 
@@ -197,11 +197,7 @@ def _call(current: Pass) -> str:
         value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
     else:
         value = handler(Context(current, Steps(current)), *arguments)
-    where = f'the result of job "{current.job.id}"'
-    try:
-        return encode(value, where)
-    except Unserialisable as error:
-        raise NonRetriableError(str(error)) from error
+    return encode(value, f'the result of job "{current.job.id}"')
 
 
 def _code(current: Pass) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -261,8 +257,8 @@ def _interrupted(current: Pass, interrupt: Interrupt) -> None:
 def _fail(current: Pass, error: BaseException) -> None:
     """Record that the code between steps failed; try again by policy, or give up."""
     attempt = current.attempt + 1
-    report = describe(error)
-    if isinstance(error, NonRetriableError | StepError) or attempt > current.job.retries:
+    report = describe(error.cause if isinstance(error, Unserialisable) else error)
+    if isinstance(error, (StepError, InvalidJob, *HOPELESS)) or attempt > current.job.retries:
         # A step out of retries has its attempts already; its failure is none of the code around it.
         _give_up(current, report, attempt=None if isinstance(error, StepError) else attempt)
         return

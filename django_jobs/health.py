@@ -4,6 +4,7 @@ Whether all is well, and if not, what is the matter: what ``manage.py jobs healt
 Nothing is changed here. ``health`` is for machines and quick; ``doctor`` is for people and thorough.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ from .models.worker import ALIVE
 
 #: What has been due for longer than this is late.
 LATE = timedelta(seconds=60)
+
+UNMIGRATED = "The database is not migrated. Run manage.py migrate."
 
 #: Failures and dead workers older than this are history.
 RECENT = timedelta(days=1)
@@ -52,7 +55,7 @@ def health() -> dict[str, Any]:
         missing = unapplied(using)
         report |= {"reachable": True, "migrated": not missing}
         if missing:
-            report["reasons"] = ["The database is not migrated. Run manage.py migrate."]
+            report["reasons"] = [UNMIGRATED]
         else:
             _examine(report, using, clock.now())
     except Error as error:
@@ -75,11 +78,21 @@ def _examine(report: dict[str, Any], using: str, now: datetime) -> None:
     report |= {"late_seconds": late.total_seconds(), "crons_late_seconds": crons_late.total_seconds()}
 
 
-def unapplied(using: str) -> list[str]:
-    """List the migrations of ours, and of django-q2, that ``using`` still lacks."""
+def unapplied(using: str) -> dict[str, int]:
+    """Count the migrations of ours, and of django-q2, that ``using`` still lacks."""
     executor = MigrationExecutor(connections[using])
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] in ("django_jobs", "django_q")]
-    return [str(migration) for migration, _ in executor.migration_plan(targets)]
+    return Counter(migration.app_label for migration, _ in executor.migration_plan(targets))
+
+
+def trouble(using: str, error: Exception) -> str:
+    """Say in one line why the database ``using`` answered with ``error``."""
+    try:
+        if unapplied(using):
+            return UNMIGRATED
+    except Error:
+        pass
+    return unreachable(using, error)
 
 
 def unreachable(using: str, error: Exception) -> str:
@@ -94,7 +107,8 @@ def doctor() -> list[Finding]:
     found = [*_settings(), *_gates(), *_declared()]
     try:
         if missing := unapplied(using):
-            what = f"The database is not migrated: {', '.join(missing)}."
+            apps = ", ".join(f"{count} of {app}" for app, count in missing.items())
+            what = f"The database is not migrated; it lacks migrations: {apps}."
             return [*found, Finding("unmigrated", "error", what, "Run manage.py migrate.")]
         for look in (_workers, _waiting, _undeclared, _failures, _schedules, _clock, _journal):
             found += look(using, now)

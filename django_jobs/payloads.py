@@ -200,7 +200,7 @@ def _time(value: time, inside: frozenset[int]) -> dict:
 
 def _refuse(value: Any) -> NoReturn:
     kind = type(value).__name__
-    article = "an" if kind[0] in "AEIOUaeiou" else "a"
+    article = "an" if kind[0] in "AEIOaeio" else "a"
     raise _Refused(f"is {article} {kind}, which JSON cannot hold; return {_instead_of(value)} instead.")
 
 

@@ -17,7 +17,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, connecti
 from . import clock, passes, payloads, signals
 from .backoff import AnyBackoff, Backoff
 from .conf import conf
-from .exceptions import Interrupt, InvalidEvent, JobNotFound, NonRetriableError, RetryAfter, StepError
+from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, StepError
 from .history import describe
 from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
@@ -135,7 +135,7 @@ class Unserialisable(Exception):
 
 
 #: Errors that another attempt would only meet again.
-HOPELESS = (NonRetriableError, InvalidEvent, JobNotFound, Unserialisable)
+HOPELESS = (NonRetriableError, InvalidEvent, Unserialisable)
 
 
 def perform(current: Pass, step: Step, call: Callable[[], Any], policy: Policy) -> Doing:

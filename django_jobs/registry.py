@@ -5,6 +5,7 @@ Declaring puts a job here; its gate, read live, decides whether it counts as reg
 single place gates are applied. No database here: ``AppConfig.ready()`` runs before it may be used.
 """
 
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -103,10 +104,12 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
     queue, priority (a number or a function of the event; higher first), cancel_on, timeouts, on_failure.
     """
+    if callable(id):
+        raise InvalidJob('@job takes the id of the job: @job("send-invoice", on("invoice/due")).')
 
     def declare(handler: Callable[..., Any]) -> Job:
         if "backoff" in policy:
-            policy["backoff"] = as_backoff(policy["backoff"])
+            policy["backoff"] = _backoff(id, policy["backoff"])
         unknown = policy.keys() - Job.__dataclass_fields__.keys()
         if unknown:
             known = ", ".join(sorted(Job.__dataclass_fields__.keys() - {"id", "handler", "triggers"}))
@@ -120,8 +123,8 @@ def register(job: Job) -> Job:
     """Put ``job`` into the registry; declaring the same function again replaces it (autoreload)."""
     global _by_event
     there = _jobs.get(job.id)
-    if there and _home(there) != _home(job):
-        raise InvalidJob(f'Job id "{job.id}" is taken by {_home(there)}; give {_home(job)} another one.')
+    if there and home(there) != home(job):
+        raise InvalidJob(f'Job id "{job.id}" is taken by {home(there)}; give {home(job)} another one.')
     _jobs[job.id] = job
     _by_event = None
     return job
@@ -137,11 +140,16 @@ def get(job_id: str) -> Job:
     """Return the registered job; raise ``JobNotFound`` saying why it is not one."""
     found = _jobs.get(job_id)
     if found is None:
-        known = ", ".join(sorted(_jobs)) or "none"
-        raise JobNotFound(f'No job "{job_id}" is declared. Declared: {known}.')
+        raise JobNotFound(_undeclared(job_id))
     if flag := found.closed_by:
         raise JobNotFound(f'Job "{job_id}" is not registered: its gate {flag} is off.')
     return found
+
+
+def _undeclared(job_id: str) -> str:
+    near = difflib.get_close_matches(str(job_id), _jobs, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f'No job "{job_id}" is declared.{hint} Declared: {", ".join(sorted(_jobs)) or "none"}.'
 
 
 def find(job_id: str) -> Job | None:
@@ -188,8 +196,17 @@ def _index(jobs: Iterable[Job]) -> dict[str, list[Job]]:
     return index
 
 
-def _home(job: Job) -> str:
-    return f"{job.handler.__module__}.{job.handler.__qualname__}"
+def _backoff(id: str, value: Any) -> AnyBackoff:
+    try:
+        return as_backoff(value)
+    except InvalidJob as fault:
+        raise InvalidJob(f'Job "{id}": {fault}') from None
+
+
+def home(job: Job) -> str:
+    """Say where ``job`` is declared, as far as its function tells."""
+    name = getattr(job.handler, "__qualname__", type(job.handler).__qualname__)
+    return f"{job.handler.__module__}.{name}"
 
 
 def _validate(job: Job) -> None:
@@ -200,6 +217,8 @@ def _validate(job: Job) -> None:
         refuse("an id is kebab-case (lower-case letters, digits, single hyphens), at most 100 characters.")
     if not callable(job.handler):
         refuse("@job decorates a function that takes ctx.")
+    if not isinstance(job.group, str) or len(job.group) > 100:
+        refuse(f"group is a string of at most 100 characters, not {job.group!r}.")
     for trigger in job.triggers:
         if not isinstance(trigger, EventTrigger | CronTrigger):
             refuse(f"{trigger!r} is not a trigger; use on(...) or cron(...).")

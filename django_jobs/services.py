@@ -16,7 +16,7 @@ from django.db.models.query import QuerySet
 
 from . import clock, flags, registry, signals, wakeup
 from .conf import conf
-from .exceptions import InvalidVerb
+from .exceptions import InvalidVerb, JobNotFound
 from .models import Attempt, Event, Job, Run, Step
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
@@ -52,11 +52,11 @@ def retry(run: Run | UUID | str) -> Run:
     Let a failed run go on from its checkpoints, with a full set of retries.
 
     The step whose failure ended the run works again; a failed step that the job had caught stays as
-    it is. The job must be known: a run of a removed one would wait for ever.
+    it is. The job must be registered: a run of another one would wait for ever, or be skipped.
     """
     run = find_run(run)
     using = router.db_for_write(Run)
-    registry.get(run.job_id)
+    _check_registered(run)
     with transaction.atomic(using=using):
         if not Run.objects.using(using).filter(pk=run.pk).requeue():
             raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only a failed run can be retried.")
@@ -64,6 +64,13 @@ def retry(run: Run | UUID | str) -> Run:
             Step.objects.using(using).filter(run=run).reopen_last()
         wakeup.ring(using)
     return find_run(run)
+
+
+def _check_registered(run: Run) -> None:
+    try:
+        registry.get(run.job_id)
+    except JobNotFound as error:
+        raise InvalidVerb(f"Run {run.pk} cannot go on. {error}") from error
 
 
 def sync(using: str | None = None) -> None:
@@ -107,14 +114,19 @@ def _row(job: registry.Job, closed_by: str | None, now: datetime) -> Job:
         id=job.id,
         group=job.group,
         triggers=[str(trigger) for trigger in job.triggers],
-        gate=flags.name(job.gate),
-        closed_by=closed_by or "",
+        gate=_short(flags.name(job.gate)),
+        closed_by=_short(closed_by or ""),
         doc=job.doc,
         version=job.version,
         retries=job.retries,
         queue=job.queue,
         synced_at=now,
     )
+
+
+def _short(text: str) -> str:
+    """Cut ``text`` to what the column of a gate holds."""
+    return text if len(text) <= 255 else f"{text[:254]}…"
 
 
 def check_clock(using: str) -> float | None:

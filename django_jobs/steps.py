@@ -51,7 +51,7 @@ class Steps:
         )
         return type(self)(self._pass, policy)
 
-    def run(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
         Return ``fn(*args, **kwargs)``, remembered.
 
@@ -59,16 +59,16 @@ class Steps:
         Never again once the checkpoint is committed. A failure is retried by policy; out of
         retries, ``StepError`` is raised here, and again on every replay.
         """
-        return self._perform(name, StepKind.RUN, partial(fn, *args, **kwargs))
+        return self._perform(name, StepKind.RUN, _call_of(name, fn, *args, **kwargs))
 
-    def atomic(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def atomic(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
         Do the same with ``fn``'s database writes and the checkpoint in one transaction.
 
         Exactly once for those writes: they commit with the checkpoint or not at all. Keep calls to
         the outside out of it; they would hold the transaction open and are not undone.
         """
-        return self._perform(name, StepKind.ATOMIC, partial(fn, *args, **kwargs))
+        return self._perform(name, StepKind.ATOMIC, _call_of(name, fn, *args, **kwargs))
 
     def emit(
         self,
@@ -229,6 +229,15 @@ class Steps:
 
     def _side_by_side(self, forked: Sequence[Branch], thunks: Sequence[Callable[[], Any]], limit: int) -> Any:
         return branches.side_by_side(self._pass, forked, thunks, limit)
+
+
+def _call_of(name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    if not callable(fn):
+        raise NonRetriableError(
+            f'Step "{name}" is given {fn!r:.100}, which is no function. Give it the function and, after it, the'
+            " arguments: it is called here, once."
+        )
+    return partial(fn, *args, **kwargs)
 
 
 def drive(doing: Doing) -> Any:

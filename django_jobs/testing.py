@@ -1,13 +1,18 @@
 """
 For host projects: run jobs in a test, inline, in its own transaction, on a virtual clock.
 
-Use the pytest fixture ``jobs``, or ``with Jobs() as jobs:``, in a plain ``TestCase``. Nothing sleeps
-for real: ``advance`` moves the clock through every wake-up on the way.
+Take the pytest fixture ``jobs``; in a ``TestCase``, ``from django_jobs.testing import jobs``; anywhere
+else, ``with Jobs() as jobs:``. Nothing sleeps for real: ``advance`` moves the clock through every
+wake-up on the way.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import wraps
+from traceback import walk_stack
 from typing import Any, cast
+from unittest import TestCase
 
 from django.db import connections, router
 from django.db.models import Min
@@ -17,6 +22,10 @@ from .models import OPEN, Event, Run, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
 MOST_PASSES = 100_000
+
+
+#: The kits in use, the innermost last.
+_entered: list["Jobs"] = []
 
 
 def now() -> datetime:
@@ -29,16 +38,20 @@ class Jobs:
 
     def __enter__(self) -> "Jobs":
         self._now = datetime.now(UTC)
+        self._was_moved = False
         self._declared = dict(registry._jobs)
-        clock.use(lambda: self._now)
+        _entered.append(self)
+        clock.use(self._tell)
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        clock.use(None)
+        _entered.remove(self)
+        clock.use(_entered[-1]._tell if _entered else None)
         passes.boundary = _nothing
-        registry._jobs.clear()
-        registry._jobs.update(self._declared)
-        registry._by_event = None
+        _forget_jobs_since(self._declared)
+
+    def _tell(self) -> datetime:
+        return self._now
 
     def run(self, job: registry.Job | str, data: dict | None = None) -> Run:
         """Start a job, run everything that is due, and return the run as it is then."""
@@ -47,7 +60,19 @@ class Jobs:
         return _fresh(run)
 
     def drain(self) -> int:
-        """Run everything due now until nothing is; return the number of passes."""
+        """
+        Run everything due now, crons of this very instant too, until nothing is; return the number of passes.
+
+        What host code stamped with the real time is due as well: a clock that no test has moved goes along.
+        """
+        self._fire_crons()
+        passes = self._work()
+        while not self._was_moved and (wake := _earliest(self._now)) and wake <= datetime.now(UTC):
+            self._now = wake
+            passes += self._work()
+        return passes
+
+    def _work(self) -> int:
         passes = 0
         while runs := _route() and self._claim():
             for run in runs:
@@ -62,19 +87,28 @@ class Jobs:
 
     def advance(self, by: timedelta) -> None:
         """Move the clock on by ``by``, stopping at every wake-up and cron slot on the way to run what is due."""
-        self.travel_to(self._now + by)
+        self._move(self._now + by, with_crons=True)
 
     def travel_to(self, instant: datetime) -> None:
-        """Move the clock to ``instant``; forward, everything that comes due on the way is run."""
+        """
+        Set the clock to ``instant``. Runs wake at their times on the way; crons between are left out.
+
+        A test that is about one Monday in March wants that Monday, and not each night until then.
+        """
         if instant.tzinfo is None:
             raise ValueError(f"travel_to takes an aware datetime, not {instant!r}.")
-        self.drain()
-        while (wake := self._next_wake()) and wake <= instant:
-            self._now = max(self._now, wake)
-            self._fire_crons()
-            self.drain()
-        self._now = instant.astimezone(UTC)
-        self.drain()
+        self._move(instant.astimezone(UTC), with_crons=False)
+
+    def _move(self, until: datetime, *, with_crons: bool) -> None:
+        self._was_moved = True
+        self._work()
+        while (stop := self._next_stop(with_crons)) and stop <= until:
+            self._now = stop
+            if with_crons:
+                self._fire_crons()
+            self._work()
+        self._now = until
+        self._work()
 
     def emitted(self, name: str | None = None) -> list[Event]:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
@@ -128,10 +162,10 @@ class Jobs:
 
     def _until_quiet(self) -> None:
         """Run what is due and follow the wake-ups, leases of dead workers among them, until no run is open."""
-        self.drain()
+        self._work()
         while wake := _earliest():
             self._now = max(self._now, wake)
-            if not self.drain():
+            if not self._work():
                 return
 
     def _claim(self) -> list[Run]:
@@ -139,12 +173,10 @@ class Jobs:
         claim.forget()  # On MariaDB a priority never seen before would have to wait a second, a real one.
         return Run.objects.using(router.db_for_write(Run)).claim(1, jobs=known, worker="test")
 
-    def _next_wake(self) -> datetime | None:
-        instants = [instant for instant in (_earliest(self._now), self._next_slot()) if instant]
-        return min(instants, default=None)
-
-    def _next_slot(self) -> datetime | None:
-        return min((cron.next(self._now) for job in registry.jobs() for cron in job.crons), default=None)
+    def _next_stop(self, with_crons: bool) -> datetime | None:
+        slots = [cron.next(self._now) for job in registry.jobs() for cron in job.crons if with_crons]
+        wake = _earliest(self._now)
+        return min([*slots, wake] if wake else slots, default=None)
 
     def _fire_crons(self) -> None:
         just_before = self._now - timedelta(microseconds=1)
@@ -152,6 +184,14 @@ class Jobs:
             for cron in job.crons:
                 if cron.next(just_before) == self._now:
                     scheduler.fire(job.id, cron.key, self._now)
+
+
+def _forget_jobs_since(declared: dict[str, registry.Job]) -> None:
+    """Keep those of a module that the test was the first to import: nothing would declare them again."""
+    lasting = {name: job for name, job in registry._jobs.items() if "<locals>" not in registry.home(job)}
+    registry._jobs.clear()
+    registry._jobs.update(declared | lasting)
+    registry._by_event = None
 
 
 def _earliest(after: datetime | None = None) -> datetime | None:
@@ -186,3 +226,38 @@ def _route() -> bool:
 
 def _nothing(moment: str) -> None:
     pass
+
+
+# The same in a ``TestCase``, on the kit of the test that calls: ``from django_jobs.testing import jobs``.
+
+
+def _kit() -> Jobs:
+    """Return the kit in use; without one, begin to use one until the clean-up of the running ``TestCase``."""
+    if not _entered:
+        _running_test().enterContext(Jobs())
+    return _entered[-1]
+
+
+def _running_test() -> TestCase:
+    for frame, _ in walk_stack(None):
+        if isinstance(test := frame.f_locals.get("self"), TestCase):
+            return test
+    raise RuntimeError(
+        "No TestCase calls this. Take the pytest fixture `jobs`, or say `with Jobs() as jobs:`."
+    )
+
+
+def _of_the_kit(name: str) -> Callable[..., Any]:
+    method = getattr(Jobs, name)
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(_kit(), *args, **kwargs)
+
+    return call
+
+
+run, drain, advance, travel_to, emitted, crash_everywhere = map(
+    _of_the_kit, "run drain advance travel_to emitted crash_everywhere".split()
+)
+jobs = sys.modules[__name__]

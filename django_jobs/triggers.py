@@ -170,15 +170,15 @@ def on(name: str, when: Callable[[Any], bool] | None = None) -> EventTrigger:
 
 
 def cron(
-    expr: str, tz: str = "UTC", catch_up: str = "latest", jitter: timedelta | None = None
+    expr: str, tz: str | ZoneInfo = "UTC", catch_up: str = "latest", jitter: timedelta | None = None
 ) -> CronTrigger:
     """
-    Start the job at the times that ``expr`` (minute hour day month weekday) names in ``tz``.
+    Start the job at the times that ``expr`` (minute hour day month weekday) names in the zone ``tz``.
 
     ``catch_up`` says which of the slots that nobody was up for still run: none (``skip``), the last
     or all. ``jitter`` starts each run up to that much late, always by the same amount for one slot.
     """
-    return CronTrigger(expr, tz, catch_up, jitter)
+    return CronTrigger(expr, tz.key if isinstance(tz, ZoneInfo) else tz, catch_up, jitter)
 
 
 def candidates(name: str) -> list[str]:

@@ -177,10 +177,7 @@ def test_a_run_of_a_job_this_code_does_not_know_is_left_for_one_that_does(runjob
 def test_an_unmigrated_database_is_refused_in_one_line(runjobs, tmp_path):
     cluster = runjobs(wait=False, url=f"sqlite:///{tmp_path}/empty.sqlite3")
     assert cluster.wait() == 1
-    assert (
-        cluster.output().strip()
-        == "CommandError: The database is not migrated. Run `manage.py migrate` first."
-    )
+    assert cluster.output().strip() == "CommandError: The database is not migrated. Run manage.py migrate."
 
 
 def test_an_event_is_picked_up_from_another_process(runjobs, lab):

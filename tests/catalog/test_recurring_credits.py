@@ -27,7 +27,7 @@ def day(number, hour=0):
 @pytest.fixture
 def nights(jobs):
     """Begin on the evening before 1 January 2030; then let midnights pass: ``nights(1)``."""
-    jobs._now = day(-1, 22)  # At one jump: not night by night, as `travel_to` would.
+    jobs.travel_to(day(-1, 22))
 
     def pass_by(count):
         jobs.advance(timedelta(days=count))

@@ -17,7 +17,7 @@ from django.test import override_settings
 from django_jobs import console, cron, emit, job, on, services
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
-from django_jobs.models import Event, Job, Run, RunStatus
+from django_jobs.models import Event, Job, Run, RunStatus, Step
 
 ROOT = Path(__file__).parents[2]
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -141,7 +141,7 @@ def test_a_sleeping_run_says_when_it_wakes_and_a_skipped_one_why(manage, jobs):
     assert "No longer wanted." in text
 
 
-def test_runs_for_machines_have_the_fields_of_the_model_and_no_outputs(as_json, jobs, greet):
+def test_runs_for_machines_have_the_fields_of_the_model(as_json, jobs, greet):
     run = jobs.run(greet)
 
     [row] = as_json("runs")
@@ -149,7 +149,7 @@ def test_runs_for_machines_have_the_fields_of_the_model_and_no_outputs(as_json, 
     fields = "id job_id version status event error attempt passes priority wake_at queued_at started_at"
     fields += " finished_at scheduled_for reason parent replay_of"
     assert set(fields.split()) <= row.keys()
-    assert "output" not in row
+    assert row["output"] == "hello you"
     assert "lease" not in row
     assert row["event"] == str(run.event_id)
     assert ISO.fullmatch(row["queued_at"])
@@ -204,6 +204,7 @@ def test_show_for_machines_is_the_run_with_event_steps_and_attempts(as_json, job
         "completed",
         "done",
     )
+    assert {field.name for field in Step._meta.fields if field.editable} <= step.keys()
     [attempt] = shown["attempts"]
     assert (attempt["step"], attempt["number"], attempt["error"]["message"]) == (
         None,
@@ -231,8 +232,19 @@ def test_emit_records_an_event_and_says_what_it_starts(manage, greet):
     assert str(event.runs.get().pk) in text
 
 
-def test_emit_without_a_listener_says_so(manage):
-    assert "No registered job is triggered by it" in manage("emit", "nobody/listens")
+def test_emit_without_a_listener_says_so(manage, greet):
+    assert "No registered job is triggered by it.\n" in manage("emit", "nobody/listens")
+    assert 'triggered by it. Did you mean "user/signed.up"?' in manage("emit", "user/signedup")
+
+
+def test_emit_says_why_those_who_listen_do_not_start(manage):
+    job("charge", on("invoice/due"), gate="payment.enabled")(lambda ctx: None)
+    job("remind", on("invoice/*", when=lambda event: False))(lambda ctx: None)
+
+    with override_settings(DJANGO_JOBS={"FLAGS": {"payment": {"enabled": False}}}):
+        said = manage("emit", "invoice/due")
+
+    assert "It starts nothing: charge (off: payment.enabled), remind (its when says no)." in said
 
 
 def test_emit_with_a_key_seen_before_says_that_nothing_started(manage, greet):
@@ -479,7 +491,7 @@ def test_the_process_ends_with_1_and_one_line_where_a_verb_fails(tmp_path):
     assert result.returncode == 1
     assert result.stdout == ""
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "no such table" in result.stderr
+    assert result.stderr == "CommandError: The database is not migrated. Run manage.py migrate.\n"
 
 
 def test_the_process_ends_with_2_where_it_is_called_wrongly(tmp_path):
@@ -503,6 +515,10 @@ def test_a_document_is_plain_ascii_json(manage, jobs, greet):
     text = manage("show", Run.objects.get().pk, "--json")
     assert text.isascii()
     assert json.loads(text)["output"] == "hello Ädá \u2028"
+
+
+def test_json_may_be_asked_for_before_the_verb_too(manage, greet):
+    assert [row["id"] for row in json.loads(manage("--json", "list"))] == ["greet"]
 
 
 # the reference

@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from django_q.models import Schedule
 
-from django_jobs import JobNotFound, cron, emit, job, on, registry, scheduler
+from django_jobs import JobNotFound, cron, emit, job, on, registry, scheduler, services
 from django_jobs.exceptions import UnknownGate
 from django_jobs.executor import execute
 from django_jobs.models import Job, Run, RunStatus
@@ -160,3 +160,15 @@ def test_a_run_claimed_just_before_its_code_was_gone_is_handed_back(jobs, gated,
 
     run.refresh_from_db()
     assert (run.status, run.lease, run.crashes) == (RunStatus.QUEUED, None, 0)
+
+
+def test_a_gate_of_many_flags_is_written_down_as_far_as_it_fits(db, flags):
+    many = [f"flag_{number:03}" for number in range(100)]
+    flags(dict.fromkeys(many, True))
+    job("guarded", gate=tuple(many))(lambda ctx: None)
+
+    services.sync()
+
+    row = Job.objects.get(pk="guarded")
+    assert row.gate.startswith("flag_000, flag_001")
+    assert len(row.gate) == 255

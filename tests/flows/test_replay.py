@@ -176,6 +176,28 @@ def test_a_step_needs_a_name(name, run_through, ledger):
     assert run.attempts.count() == 1
 
 
+@pytest.mark.parametrize("tool", ["run", "atomic"])
+def test_a_step_passes_on_every_keyword_even_those_it_is_called_by_itself(tool, run_through):
+    @job("a-job")
+    def a_job(ctx):
+        return getattr(ctx.step, tool)("make", dict, name="Ada", fn="f", self="me")
+
+    assert run_through(a_job).output == {"name": "Ada", "fn": "f", "self": "me"}
+
+
+@pytest.mark.parametrize("tool", ["run", "atomic"])
+def test_a_step_given_what_a_function_returned_in_its_place_says_so(tool, run_through):
+    @job("a-job")
+    def a_job(ctx):
+        getattr(ctx.step, tool)("greet", print("called too early"))
+
+    run = run_through(a_job)
+
+    assert run.status == "failed"
+    assert 'Step "greet" is given None, which is no function.' in run.error["message"]
+    assert run.attempts.count() == 1
+
+
 def test_the_start_of_the_run_is_the_same_in_every_pass(run_through):
     seen = []
 

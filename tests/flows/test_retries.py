@@ -3,7 +3,7 @@ from datetime import timedelta
 
 import pytest
 
-from django_jobs import Backoff, NonRetriableError, RetryAfter, StepError, job
+from django_jobs import Backoff, NonRetriableError, RetryAfter, StepError, emit, job
 from django_jobs.models import RunStatus, StepStatus
 from django_jobs.testing import now
 
@@ -101,6 +101,17 @@ def test_a_non_retriable_error_is_not_tried_again(where, jobs):
     assert run.status == RunStatus.FAILED
     assert len(flaky.calls) == 1
     assert "never" in run.error["message"]
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [lambda ctx: emit("no name of an event*"), lambda ctx: ctx.step.using(backoff=3)],
+    ids=["an event's name", "a back-off"],
+)
+def test_what_is_written_wrongly_between_steps_is_not_tried_again(slip, jobs):
+    run = jobs.run(job("slips")(slip))
+
+    assert (run.status, run.attempts.count()) == (RunStatus.FAILED, 1)
 
 
 @pytest.mark.parametrize("where", ["in a step", "between steps"])
@@ -342,6 +353,7 @@ def test_a_result_of_the_job_that_is_not_json_names_job_and_path_and_is_not_trie
 
     run = jobs.run(a_job)
     assert (run.status, ledger) == (RunStatus.FAILED, ["ran"])
+    assert run.error["type"] == "TypeError"
     assert 'the result of job "returns-an-object": .items[0]' in run.error["message"]
 
 

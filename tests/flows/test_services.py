@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
-from django_jobs import JobNotFound, StepError, emit, job, on, registry, services, signals
+from django_jobs import StepError, emit, job, on, registry, services, signals
 from django_jobs.exceptions import InvalidVerb
 from django_jobs.models import Attempt, Event, Run, RunStatus, Step
 from django_jobs.testing import now
@@ -223,7 +223,7 @@ def test_a_run_that_nobody_would_take_is_not_retried(why, jobs, flags, monkeypat
     else:
         flags({"payment": {"enabled": False}})
 
-    with pytest.raises(JobNotFound):
+    with pytest.raises(InvalidVerb, match=rf'Run {run.pk} cannot go on\. (No job|Job) "fails" is'):
         services.retry(run)
 
     run.refresh_from_db()

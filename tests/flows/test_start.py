@@ -29,15 +29,20 @@ def test_a_cron_job_is_run_now_by_its_id(jobs):
 
 def test_an_unknown_id_is_refused_with_the_known_ones(jobs):
     job("known")(lambda ctx: None)
-    with pytest.raises(JobNotFound, match=r'No job "unknown" is declared\. Declared: known\.'):
-        trigger("unknown")
+    job("another")(lambda ctx: None)
+    with pytest.raises(JobNotFound, match=r'^No job "strange" is declared\. Declared: another, known\.$'):
+        trigger("strange")
+    with pytest.raises(JobNotFound, match=r'^No job "knwon" is declared\. Did you mean "known"\?'):
+        trigger("knwon")
     assert not Event.objects.exists()
 
 
 def test_data_that_is_no_dict_is_refused(jobs):
     by_hand = job("by-hand")(lambda ctx: None)
-    with pytest.raises(InvalidEvent, match="must be a dict, not list"):
+    with pytest.raises(InvalidEvent, match='data of job "by-hand" must be a dict, not list'):
         by_hand.start([1])
+    with pytest.raises(TypeError, match=r'^job "by-hand": \.user is an object, which JSON cannot hold'):
+        by_hand.start({"user": object()})
     assert not Run.objects.exists()
 
 

@@ -4,8 +4,9 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import transaction
 from django.test import TestCase
+from django.utils import timezone
 
-from django_jobs import cron, emit, job, on, registry
+from django_jobs import cron, emit, job, on, registry, testing
 from django_jobs.models import Run
 from django_jobs.testing import Jobs, now
 
@@ -27,6 +28,64 @@ class PlainTestCase(TestCase):
             run.refresh_from_db()
             self.assertEqual(run.output, 14)
         self.assertIsNone(registry.find("kit-naps"))
+
+
+class AnotherPlainTestCase(TestCase):
+    """Imported, the kit lasts as long as the test that uses it."""
+
+    def test_a_the_clock_is_moved_from_anywhere_in_the_test(self):
+        @job("kit-naps")
+        def naps(ctx):
+            ctx.step.sleep("two-weeks", timedelta(days=14))
+            return ctx.event.data
+
+        start = testing.now()
+        run = testing.run(naps, {"n": 1})
+        self.a_week_later()
+        self.a_week_later()
+        self.assertEqual(Run.objects.get(pk=run.pk).output, {"n": 1})
+        self.assertGreater(testing.now() - start, timedelta(days=13))
+        self.assertEqual(len(list(testing.jobs.crash_everywhere(naps))), 6)
+
+    def a_week_later(self):
+        testing.jobs.advance(timedelta(days=7))
+
+    def test_b_the_next_test_has_the_real_clock_again(self):
+        self.assertLess(abs(testing.now() - timezone.now()), timedelta(minutes=1))
+        emit("a/b")
+        self.assertEqual([event.name for event in testing.emitted()], ["a/b"])
+
+
+def test_without_a_test_case_the_imported_kit_says_what_to_do(db):
+    with pytest.raises(RuntimeError, match="fixture `jobs`"):
+        testing.drain()
+
+
+def test_the_imported_kit_is_the_one_in_use(jobs):
+    jobs.travel_to(datetime(2030, 1, 1, tzinfo=UTC))
+    testing.advance(timedelta(days=1))
+
+    assert now() == datetime(2030, 1, 2, tzinfo=UTC)
+
+
+def test_a_kit_within_a_kit_leaves_the_outer_one_its_clock(jobs):
+    jobs.travel_to(datetime(2030, 1, 1, tzinfo=UTC))
+    with Jobs() as inner:
+        inner.travel_to(datetime(2040, 1, 1, tzinfo=UTC))
+
+    assert now() == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_jobs_of_a_module_that_a_test_imports_first_last_beyond_it(db):
+    def handler(ctx):
+        pass
+
+    handler.__qualname__ = "handler"
+    with Jobs():
+        job("imported")(handler)
+        job("of-this-test")(lambda ctx: None)
+
+    assert [job.id for job in registry.known()] == ["imported"]
 
 
 def test_what_happens_on_the_way_happens_in_order(jobs, ledger):
@@ -123,6 +182,57 @@ def test_after_the_test_the_clock_goes_on_and_the_jobs_are_forgotten(db):
 
     assert now() < virtual
     assert registry.find("of-this-test") is None
+
+
+def test_travelling_forward_wakes_the_runs_on_the_way_at_their_times_and_fires_no_cron(jobs, ledger):
+    job("hourly", cron("0 * * * *"))(lambda ctx: ledger.note("cron"))
+
+    @job("naps")
+    def naps(ctx):
+        for day in range(1, 4):
+            ctx.step.sleep("night", timedelta(days=1))
+            ctx.step.run("note", lambda day=day: ledger.note((day, now() - ctx.now)))
+
+    jobs.run(naps)
+    jobs.travel_to(now() + timedelta(days=30))
+
+    assert ledger == [(day, timedelta(days=day)) for day in range(1, 4)]
+
+
+def test_a_cron_of_this_very_instant_is_due_and_fires_once(jobs, ledger):
+    nine = datetime(2027, 5, 3, 9, tzinfo=UTC)
+    job("at-nine", cron("0 9 * * *"))(lambda ctx: ledger.note(ctx.scheduled_for))
+
+    jobs.travel_to(nine)
+    assert ledger == []
+    jobs.drain()
+    jobs.drain()
+    assert ledger == [nine]
+
+    jobs.advance(timedelta(days=2))
+    assert ledger == [nine + timedelta(days=day) for day in range(3)]
+
+
+def test_advance_starts_after_the_instant_it_begins_at(jobs, ledger):
+    job("hourly", cron("0 * * * *"))(lambda ctx: ledger.note(ctx.scheduled_for.hour))
+
+    jobs.travel_to(datetime(2027, 5, 3, tzinfo=UTC))
+    jobs.advance(timedelta(hours=3))
+
+    assert ledger == [1, 2, 3]
+
+
+def test_what_host_code_stamps_with_the_real_time_is_due_while_the_clock_was_not_moved(jobs, ledger):
+    job("listens", on("a/b"))(lambda ctx: ledger.note(ctx.event.data["n"]))
+
+    emit("a/b", {"n": 1}, at=timezone.now())
+    jobs.drain()
+    assert ledger == [1]
+
+    jobs.travel_to(now() - timedelta(hours=1))
+    emit("a/b", {"n": 2}, at=timezone.now())
+    jobs.drain()
+    assert ledger == [1]
 
 
 def test_travelling_back_in_time_runs_nothing(jobs, ledger):

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.contrib.auth.models import User
 from django.db.models import IntegerChoices, Model, QuerySet, TextChoices
 from django.http import QueryDict
 from django.utils.functional import SimpleLazyObject, lazystr
@@ -240,6 +241,7 @@ async def coroutine():
         (range(3), "a list of its items"),
         (len, "what it returns"),
         (Opaque, "what it returns"),
+        (User.__new__(User), "is a User, which"),
         (Opaque(), "is an Opaque, which JSON cannot hold; return JSON values"),
         (bytearray(b"x"), "is a bytearray"),
         (SimpleLazyObject(lambda: "text"), "is a SimpleLazyObject"),

@@ -92,13 +92,16 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do():
         ({"gate": 7}, "gate"),
         ({"gate": ""}, "gate"),
         ({"gate": ()}, "gate"),
+        ({"group": None}, "group"),
+        ({"group": "g" * 101}, "group"),
         ({"version": 2}, "version"),
         ({"version": ""}, "version"),
         ({"queue": ""}, "queue"),
         ({"queue": "q" * 51}, "queue"),
         ({"priority": "high"}, "priority"),
         ({"priority": 2**31}, "priority"),
-        ({"backoff": 3}, "backoff|Backoff"),
+        ({"backoff": 3}, 'Job "a-job": backoff'),
+        ({"backoff": []}, 'Job "a-job": backoff'),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_where_the_job_is_declared(policy, word):
@@ -115,6 +118,14 @@ def test_what_is_not_a_trigger_is_refused():
 def test_the_same_trigger_twice_is_refused():
     with pytest.raises(InvalidJob, match="twice"):
         a_job("a-job", on("user/signed.up"), on("user/signed.up"))
+
+
+def test_the_decorator_without_its_brackets_is_refused():
+    with pytest.raises(InvalidJob, match="takes the id"):
+
+        @job
+        def no_brackets(ctx):
+            pass
 
 
 def test_what_is_not_a_function_is_refused():

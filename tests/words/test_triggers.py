@@ -213,6 +213,10 @@ def test_a_bad_zone_is_refused(tz):
         cron("0 3 * * *", tz)
 
 
+def test_a_zone_may_be_given_as_such():
+    assert cron("0 3 * * *", ZoneInfo("Europe/Berlin")) == cron("0 3 * * *", tz="Europe/Berlin")
+
+
 def test_a_misspelt_zone_is_refused_with_the_nearest():
     with pytest.raises(InvalidJob, match=r"no time zone 'Europe/Berln'; 'Europe/Berlin'\?"):
         cron("0 3 * * *", "Europe/Berln")

@@ -1,5 +1,6 @@
 """``manage.py jobs``: look at jobs and runs, and act on them."""
 
+import difflib
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from django_jobs import clock, console, events, health, registry, services
 from django_jobs.conf import conf
 from django_jobs.exceptions import JobsError
 from django_jobs.models import Job, Run, RunStatus
+from django_jobs.triggers import EventTrigger
 
 
 class Command(BaseCommand):
@@ -27,7 +29,8 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+        _add_json(parser, default=False)
+        verbs = parser.add_subparsers(dest="verb", required=True, title="verbs")
         _add_verbs(
             lambda name, help: verbs.add_parser(name, help=help, description=help, parents=[_common()])
         )
@@ -38,8 +41,7 @@ class Command(BaseCommand):
         try:
             getattr(self, f"do_{verb}")(options)
         except Error as error:
-            reason = health.unreachable(router.db_for_write(Run), error)
-            raise CommandError(f"{reason} (manage.py jobs doctor may know more.)") from error
+            raise CommandError(health.trouble(router.db_for_write(Run), error)) from error
         except JobsError as error:
             raise CommandError(str(error)) from error
 
@@ -60,9 +62,8 @@ class Command(BaseCommand):
     def do_runs(self, options: dict[str, Any]) -> None:
         wanted = {"job_id": options["job"], "status": options["status"]}
         wanted = {name: value for name, value in wanted.items() if value}
-        runs = list(
-            _runs().filter(**wanted).defer("output").order_by("-queued_at", "-pk")[: options["limit"]]
-        )
+        unread = () if options["json"] else ("output",)
+        runs = list(_runs().filter(**wanted).defer(*unread).order_by("-queued_at", "-pk")[: options["limit"]])
         documents = [console.document(run) for run in runs]
         self._reply(
             options, documents, lambda: console.runs_table(runs, self.style) if runs else _no_runs(options)
@@ -73,8 +74,8 @@ class Command(BaseCommand):
         steps, attempts = list(run.steps.all()), list(run.attempts.select_related("step"))
         document = console.document(run) | {
             "event": run.event and console.document(run.event),
-            "steps": [console.document(step, without=["run"]) for step in steps],
-            "attempts": [console.document(attempt, without=["run"]) for attempt in attempts],
+            "steps": [console.document(step) for step in steps],
+            "attempts": [console.document(attempt) for attempt in attempts],
         }
         self._reply(options, document, lambda: console.run_page(run, steps, attempts, self.style))
 
@@ -85,7 +86,7 @@ class Command(BaseCommand):
         at = _instant(options["at"], "--at")
         with _one_line():
             event = events.emit(options["name"], _data(options["data"]), key=options["key"], at=at)
-        runs = list(event.runs.defer("output"))
+        runs = list(event.runs.all())
         seen = event.received_at < started
         document = console.document(event) | {"runs": [console.document(run) for run in runs]}
 
@@ -95,7 +96,7 @@ class Command(BaseCommand):
                     f"An event {event.name} with this key is there already ({event.pk}): nothing was started."
                 )
             if not runs:
-                return f"Emitted {event.name} ({event.pk}). No registered job is triggered by it."
+                return f"Emitted {event.name} ({event.pk}). {_unheard(event.name)}"
             return f"Emitted {event.name} ({event.pk}), which starts:\n{console.runs_table(runs, self.style)}"
 
         self._reply(options, document, text)
@@ -183,13 +184,18 @@ def _common() -> CommandParser:
     Those work before the verb too, so a default here must not take the place of what was said there.
     """
     parser = CommandParser(add_help=False)
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    _add_json(parser, default=SUPPRESS)
     for flag in ("--traceback", "--no-color", "--force-color"):
         parser.add_argument(flag, action="store_true", default=SUPPRESS, help=SUPPRESS)
     for option in ("--settings", "--pythonpath"):
         parser.add_argument(option, default=SUPPRESS, help=SUPPRESS)
     parser.add_argument("-v", "--verbosity", type=int, choices=range(4), default=SUPPRESS, help=SUPPRESS)
     return parser
+
+
+def _add_json(parser: CommandParser, default: Any) -> None:
+    words = "print one JSON document and nothing else"
+    parser.add_argument("--json", action="store_true", default=default, help=words)
 
 
 def _runs() -> Any:
@@ -224,6 +230,17 @@ def _no_runs(options: dict[str, Any]) -> str:
     return (
         "No runs yet. Emit an event (manage.py jobs emit NAME) or start a job (manage.py jobs trigger JOB)."
     )
+
+
+def _unheard(name: str) -> str:
+    """Say why an event of this name started nothing: a gate, a ``when``, or perhaps a slip of the pen."""
+    ears = [(job, ear) for job in registry.known() for ear in job.triggers if isinstance(ear, EventTrigger)]
+    deaf = {job.id: job.closed_by for job, ear in ears if ear.matches(name)}
+    if deaf:
+        why = [f"{job} ({f'off: {flag}' if flag else 'its when says no'})" for job, flag in deaf.items()]
+        return f"It starts nothing: {', '.join(why)}."
+    near = difflib.get_close_matches(name, [ear.name for _, ear in ears], n=1)
+    return "No registered job is triggered by it." + (f' Did you mean "{near[0]}"?' if near else "")
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections, router
-from django.db.migrations.executor import MigrationExecutor
+from django.db import InterfaceError, OperationalError, connections, router
 from django.utils.autoreload import iter_all_python_module_files
 
-from django_jobs import __version__, registry
+from django_jobs import __version__, health, registry
 from django_jobs.cluster import JobsCluster, Options, default_options
 from django_jobs.models import Run
 from django_jobs.outage import outlast
@@ -46,7 +45,7 @@ class Command(BaseCommand):
         options = self._options(given)
         using = router.db_for_write(Run)
         _log_to_console(given["verbosity"])
-        outlast(using, connections[using].ensure_connection)
+        _connect(using, patient=not options.once)
         _refuse_unmigrated(using)
         if given["verbosity"]:
             self._banner(options, using)
@@ -105,11 +104,17 @@ def _database(using: str) -> str:
     return f"{connection.display_name} {name}{f' on {host}' if host else ''}"
 
 
+def _connect(using: str, *, patient: bool) -> None:
+    """Wait for the database to come up; with ``--once`` somebody waits for us, and is told at once."""
+    try:
+        outlast(using, connections[using].ensure_connection, patient=patient)
+    except (OperationalError, InterfaceError) as error:
+        raise CommandError(health.unreachable(using, error)) from error
+
+
 def _refuse_unmigrated(using: str) -> None:
-    migrations = MigrationExecutor(connections[using])
-    ours = [node for node in migrations.loader.graph.leaf_nodes() if node[0] in ("django_jobs", "django_q")]
-    if migrations.migration_plan(ours):
-        raise CommandError("The database is not migrated. Run `manage.py migrate` first.")
+    if health.unapplied(using):
+        raise CommandError(health.UNMIGRATED)
 
 
 def _log_to_console(verbosity: int) -> None:
