@@ -6,6 +6,7 @@ lists them all. No query here; what only the database can tell is in ``health.do
 """
 
 import difflib
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, get_type_hints
@@ -25,7 +26,7 @@ from .models import Run
 TAG = "django_jobs"
 
 #: The settings that may be zero; every other number is above it.
-MAY_BE_ZERO = {"GRACE_SECONDS"}
+MAY_BE_ZERO = {"GRACE_SECONDS", "MAX_LOGS"}
 
 #: A SQLite writer that gives up sooner will meet a busy moment some day.
 PATIENCE_SECONDS = 10
@@ -69,6 +70,8 @@ def _unmet(key: str, value: Any, kind: Any) -> str | None:
     name = getattr(kind, "__name__", None) or str(kind)
     if isinstance(value, bool) or not isinstance(value, kind):
         return name.replace("|", "or")
+    if key == "LOG_LEVEL" and value not in (levels := logging.getLevelNamesMapping()):
+        return f"one of {', '.join(levels)}"
     if not isinstance(value, int | float):
         return None
     enough = value >= 0 if key in MAY_BE_ZERO else value > 0

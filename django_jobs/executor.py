@@ -12,7 +12,7 @@ from functools import cached_property
 
 from django.db import router, transaction
 
-from . import clock, passes, payloads, registry, signals
+from . import clock, passes, payloads, registry, scribe, signals
 from .conf import conf
 from .exceptions import Interrupt, NonRetriableError, StepError
 from .history import brought_event, describe, read_history
@@ -46,22 +46,11 @@ class Context:
     @cached_property
     def logger(self) -> logging.LoggerAdapter:
         """A logger bound to the run. Silent while the body only replays what it did before."""
-        run = self._pass.run
-        logger = logging.getLogger(f"django_jobs.job.{run.job_id}")
-        return _ReplayAwareLogger(logger, self._pass, {"run_id": str(run.pk), "job_id": run.job_id})
+        return scribe.logger_of(self._pass.run)
 
     def cancelled(self) -> bool:
         """Ask the database whether this pass is in vain: cancelled, or taken over. For long steps."""
         return not self._pass.held.exists()
-
-
-class _ReplayAwareLogger(logging.LoggerAdapter):
-    def __init__(self, logger: logging.Logger, current: Pass, extra: dict[str, str]) -> None:
-        super().__init__(logger, extra)
-        self._pass = current
-
-    def isEnabledFor(self, level: int) -> bool:
-        return not self._pass.replaying and super().isEnabledFor(level)
 
 
 def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
@@ -120,6 +109,7 @@ def _execute(current: Pass) -> None:
         if current.interrupt:
             _fail(current, _swallowed(current))
         else:
+            current.log.close()
             passes.boundary("before the end")
             _finish(current.run, current.using, lambda: current.held.complete(output), output=output)
 
@@ -127,7 +117,8 @@ def _execute(current: Pass) -> None:
 def _call(current: Pass) -> str:
     """Return what the job returned, as typed JSON."""
     # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
-    value = current.job.handler(Context(current))
+    with current.log.listening():
+        value = current.job.handler(Context(current))
     where = f'the result of job "{current.job.id}"'
     try:
         text = payloads.dumps(value, where=where)
@@ -148,6 +139,7 @@ def _swallowed(current: Pass) -> NonRetriableError:
 
 def _interrupted(current: Pass, interrupt: Interrupt) -> None:
     run, using, held = current.run, current.using, current.held
+    current.log.close()
     if isinstance(interrupt, HandedBack):
         settled = outlast(using, lambda: Run.objects.using(using).hand_back([run.hold]))
     elif isinstance(interrupt, Parked) and interrupt.asleep:
@@ -163,6 +155,7 @@ def _interrupted(current: Pass, interrupt: Interrupt) -> None:
 
 def _fail(current: Pass, error: BaseException) -> None:
     """Record that the code between steps failed; try again by policy, or end the run."""
+    current.log.close()
     attempt = current.attempt + 1
     report = describe(error)
     if isinstance(error, NonRetriableError | StepError) or attempt > current.job.retries:

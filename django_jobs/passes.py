@@ -17,6 +17,7 @@ from .models import Event, Run, Step, StepKind, StepStatus
 from .models.run import Held
 from .outage import outlast
 from .registry import Job
+from .runlog import RunLog
 
 #: Called at each boundary of a checkpoint; the testing kit lets a worker die there.
 boundary: Callable[[str], None] = lambda moment: None  # noqa: E731
@@ -85,6 +86,7 @@ class Pass:
                 " call it from the job itself, one after the other."
             )
         step = self.history.get(name)
+        self.log.reached(known=step is not None)
         if step is None or step.status == StepStatus.WAITING:
             self.replaying = False
             self._may_work(is_new=step is None)
@@ -145,7 +147,13 @@ class Pass:
             outlast(self.using, self.held.forget_failures)
         if signals.step_finished.has_listeners(Step):
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
+        if not self.log.flush_if_due():
+            raise self.end(Lost())
 
     @cached_property
     def held(self) -> Held:
         return Run.objects.using(self.using).held(self.run)
+
+    @cached_property
+    def log(self) -> RunLog:
+        return RunLog(self.run, self.using, lambda: self.replaying)

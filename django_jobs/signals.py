@@ -169,5 +169,10 @@ def log_stuck(part: str, pid: int) -> None:
     logger.error("%s %s no longer answers; it is killed and replaced", part, pid)
 
 
+def log_lines_lost(run: Any, error: Exception) -> None:
+    message = "%s: some lines of the log of run %s could not be written: %s"
+    logger.error(message, run.job_id, run.pk, str(error).strip(), **_about(run))
+
+
 def log_backoff_broken(error: Exception) -> None:
     logger.error("a job's own backoff failed; the default one takes its place", exc_info=error)

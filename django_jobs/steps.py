@@ -157,7 +157,10 @@ class Steps:
         nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
         current.inside = step.name
         try:
-            with transaction.atomic(using=current.using) if nested else nullcontext():
+            with (
+                current.log.listening(step.name),
+                transaction.atomic(using=current.using) if nested else nullcontext(),
+            ):
                 value = work()
         finally:
             current.inside = None

@@ -3,6 +3,7 @@
 from .attempt import Attempt
 from .event import Event
 from .job import Job
+from .log import Log
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -14,6 +15,7 @@ __all__ = [
     "Attempt",
     "Event",
     "Job",
+    "Log",
     "Run",
     "RunStatus",
     "Step",
