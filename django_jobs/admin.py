@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from . import clock
 from .console import shown
 from .health import ALIVE, span
-from .models import Attempt, Event, Job, Run, Step, Worker
+from .models import Attempt, Event, Job, Log, Run, Step, Worker
 
 #: So many rows of an inline are shown; a run may have ten thousand steps.
 MOST_ROWS = 100
@@ -87,8 +87,17 @@ class FirstRows(BaseInlineFormSet):
         return self._first
 
 
+class LastRows(BaseInlineFormSet):
+    """The last rows, in their order."""
+
+    def get_queryset(self) -> Any:
+        if not hasattr(self, "_last"):
+            self._last = list(super().get_queryset().reverse()[:MOST_ROWS])[::-1]
+        return self._last
+
+
 class ReadOnlyInline(ReadOnly, admin.TabularInline):
-    formset = FirstRows
+    formset: type[BaseInlineFormSet] = FirstRows
     extra = 0
     classes = ("jobs-inline",)
 
@@ -105,6 +114,21 @@ class AttemptInline(ReadOnlyInline):
 
     def get_queryset(self, request: Any) -> Any:
         return super().get_queryset(request).select_related("step")
+
+
+class LogInline(ReadOnlyInline):
+    model = Log
+    formset = LastRows
+    fields = readonly_fields = ("at", "importance", "step", "logger", "text")
+    verbose_name_plural = _("log")
+
+    @admin.display(description=_("level"))
+    def importance(self, line: Log) -> str:
+        return line.level_name
+
+    @admin.display(description=_("message"))
+    def text(self, line: Log) -> str:
+        return _text(line.message)
 
 
 class RunInline(ReadOnlyInline):
@@ -142,7 +166,7 @@ class RunAdmin(ReadOnlyAdmin):
     search_fields = ("id",)
     named = "job_id"
     payloads = ("output", "error")
-    inlines = (StepInline, AttemptInline)
+    inlines = (StepInline, AttemptInline, LogInline)
     readonly_fields = ("took", "result")
     fieldsets = (
         (None, {"fields": ("id", "job_id", "status", "reason", "event", "cron", "scheduled_for", "result")}),

@@ -90,7 +90,8 @@ async def _outcome(work: Work) -> Outcome:
     token = inside.set(work.step)
     try:
         async with asyncio.timeout(work.timeout) as limit:
-            return Outcome(await awaitable)
+            with work.log.listening(work.step):
+                return Outcome(await awaitable)
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) and task.cancelling():
             raise

@@ -6,6 +6,7 @@ lists them all. No query here; what only the database can tell is in ``health.do
 """
 
 import difflib
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from .models import Run
 TAG = "django_jobs"
 
 #: The settings that may be zero; every other number is above it.
-MAY_BE_ZERO = {"GRACE_SECONDS"}
+MAY_BE_ZERO = {"GRACE_SECONDS", "MAX_LOGS"}
 
 #: The settings whose value must not stand in a log.
 SECRETS = {"EVENT_KEYS"}
@@ -76,6 +77,8 @@ def _unmet(key: str, value: Any, kind: Any) -> str | None:
     name = getattr(kind, "__name__", None) or str(kind)
     if isinstance(value, bool) or not isinstance(value, kind):
         return name.replace("|", "or")
+    if key == "LOG_LEVEL" and value not in (levels := logging.getLevelNamesMapping()):
+        return f"one of {', '.join(levels)}"
     if not isinstance(value, int | float):
         return None
     enough = value >= 0 if key in MAY_BE_ZERO else value > 0

@@ -42,6 +42,10 @@ class Defaults:
     MAX_HTTP_EVENTS: int = 5000
     MAX_OUTPUT_BYTES: int = 4 * 1024 * 1024
     MAX_STEPS: int = 10_000
+    #: Lines of a run's log that are kept; 0 keeps none.
+    MAX_LOGS: int = 1_000
+    #: What is less important than this is not kept.
+    LOG_LEVEL: str = "INFO"
     #: Finished runs and events older than this are pruned; None keeps all.
     RETENTION_DAYS: int | float | None = 30
 

@@ -17,7 +17,7 @@ from django.utils.duration import duration_iso_string
 
 from . import clock
 from .health import Finding, span
-from .models import Attempt, Job, Run, Step
+from .models import Attempt, Job, Log, Run, Step
 
 #: Tables are cut to fit this many columns.
 WIDTH = 98
@@ -27,6 +27,9 @@ NARROWEST = 12
 
 #: As much of a payload or traceback is shown to people; ``--json`` has it all.
 MOST_SHOWN = 2_000
+
+#: As many lines of a run's log are shown to people, the last ones.
+MOST_LINES = 20
 
 #: The names in Django's ``self.style`` for what comes out of runs and checks.
 STYLES = {
@@ -128,13 +131,18 @@ def _took(run: Run, now: datetime) -> str:
     return span((run.finished_at or now) - run.started_at)
 
 
-def run_page(run: Run, steps: Sequence[Step], attempts: Sequence[Attempt], style: Any) -> str:
-    """Show one run in full: where it stands, its steps and what failed."""
+def run_page(
+    run: Run, steps: Sequence[Step], attempts: Sequence[Attempt], logs: Sequence[Log], style: Any
+) -> str:
+    """Show one run in full: where it stands, its steps, what failed and what it said last."""
     parts = [f"{style.MIGRATE_HEADING(clean(run.job_id))}  {colour(run.status, style)}", _facts(run)]
     if steps:
         parts += [_heading("Steps", style), _steps_table(steps, style)]
     if attempts:
         parts += [_heading("Failed attempts", style), _attempts_table(attempts, style)]
+    if logs:
+        last = f" (the last {MOST_LINES} of {len(logs):,} lines)" if len(logs) > MOST_LINES else ""
+        parts += [_heading(f"Log{last}", style), _logs_table(logs[-MOST_LINES:], style)]
     error = run.error or (attempts[-1].error if attempts else None)
     if error and error.get("traceback"):
         parts += [_heading("Last traceback", style), clean(error["traceback"].rstrip()[-MOST_SHOWN:])]
@@ -198,6 +206,19 @@ def _attempts_table(attempts: Iterable[Attempt], style: Any) -> str:
         for attempt in attempts
     ]
     return table(["STEP", "TRY", "WHEN", "ERROR"], cells, style, shrink=[0, 3])
+
+
+def _logs_table(logs: Iterable[Log], style: Any) -> str:
+    cells = [
+        [
+            timezone.localtime(line.at).strftime("%Y-%m-%d %H:%M:%S"),
+            line.level_name.lower(),
+            line.step,
+            line.message.partition("\n")[0],
+        ]
+        for line in logs
+    ]
+    return table(["TIME", "LEVEL", "STEP", "MESSAGE"], cells, style, shrink=[2, 3], coloured=1)
 
 
 def findings(found: Iterable[Finding], style: Any) -> str:

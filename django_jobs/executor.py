@@ -15,7 +15,7 @@ from typing import Any, cast
 from asgiref.sync import sync_to_async
 from django.db import router, transaction
 
-from . import awaited, cancelling, clock, passes, payloads, registry, signals
+from . import awaited, cancelling, clock, passes, payloads, registry, scribe, signals
 from .conf import conf
 from .exceptions import Interrupt, InvalidJob, JobsError, NonRetriableError, RunFailed, StepError
 from .history import History, brought_event, describe, read_history
@@ -54,9 +54,7 @@ class Context:
     @cached_property
     def logger(self) -> logging.LoggerAdapter:
         """A logger bound to the run. Silent while the body only replays what it did before."""
-        run = self._pass.run
-        logger = logging.getLogger(f"django_jobs.job.{run.job_id}")
-        return _ReplayAwareLogger(logger, self._pass, {"run_id": str(run.pk), "job_id": run.job_id})
+        return scribe.logger_of(self._pass.run)
 
     def cancelled(self) -> bool:
         """Ask the database whether this pass is in vain: cancelled, or taken over. For long steps."""
@@ -65,15 +63,6 @@ class Context:
     async def acancelled(self) -> bool:
         """Await ``cancelled``."""
         return await sync_to_async(self.cancelled)()
-
-
-class _ReplayAwareLogger(logging.LoggerAdapter):
-    def __init__(self, logger: logging.Logger, current: Pass, extra: dict[str, str]) -> None:
-        super().__init__(logger, extra)
-        self._pass = current
-
-    def isEnabledFor(self, level: int) -> bool:
-        return not self._pass.replaying and super().isEnabledFor(level)
 
 
 def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
@@ -183,6 +172,7 @@ def _execute(current: Pass) -> None:
 
 
 def _complete(current: Pass, output: str) -> None:
+    current.log.close()
     passes.boundary("before the end")
     if current.failure:
         _end_failed(current, current.failure)
@@ -193,10 +183,11 @@ def _complete(current: Pass, output: str) -> None:
 def _call(current: Pass) -> str:
     """Return what the job returned, as typed JSON."""
     handler, arguments = _code(current)
-    if iscoroutinefunction(handler):
-        value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
-    else:
-        value = handler(Context(current, Steps(current)), *arguments)
+    with current.log.listening():
+        if iscoroutinefunction(handler):
+            value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
+        else:
+            value = handler(Context(current, Steps(current)), *arguments)
     return encode(value, f'the result of job "{current.job.id}"')
 
 
@@ -238,6 +229,7 @@ def _swallowed(current: Pass) -> NonRetriableError:
 
 def _interrupted(current: Pass, interrupt: Interrupt) -> None:
     run, using, held = current.run, current.using, current.held
+    current.log.close()
     if isinstance(interrupt, Overdue):
         _cancel(current, cast(str, _too_late(current)))
         return
@@ -256,6 +248,7 @@ def _interrupted(current: Pass, interrupt: Interrupt) -> None:
 
 def _fail(current: Pass, error: BaseException) -> None:
     """Record that the code between steps failed; try again by policy, or give up."""
+    current.log.close()
     attempt = current.attempt + 1
     report = describe(error.cause if isinstance(error, Unserialisable) else error)
     if isinstance(error, (StepError, InvalidJob, *HOPELESS)) or attempt > current.job.retries:

@@ -23,6 +23,7 @@ from .models import Event, Run, Step, StepKind, StepStatus
 from .models.run import Held
 from .outage import outlast
 from .registry import Job
+from .runlog import RunLog
 
 #: Called at each boundary of a checkpoint; the testing kit lets a worker die there.
 boundary: Callable[[str], None] = lambda moment: None  # noqa: E731
@@ -164,7 +165,9 @@ class Pass:
         with self.lock:
             place = branch.place(_checked(name))
             self._may_go_on(branch, name)
-            step = self.history.get(place) or self._new(place, name, kind)
+            known = self.history.get(place)
+            self.log.reached(known=known is not None)
+            step = known or self._new(place, name, kind)
             if step.status == StepStatus.WAITING or place == self.newest:
                 self.replaying = False
         branch.arrived.set()
@@ -242,10 +245,18 @@ class Pass:
             outlast(self.using, self.held.forget_failures)
         if signals.step_finished.has_listeners(Step):
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
+        if not self.log.flush_if_due():
+            raise self.end(Lost())
+        if not self.log.flush_if_due():
+            raise self.end(Lost())
 
     @cached_property
     def held(self) -> Held:
         return Run.objects.using(self.using).held(self.run)
+
+    @cached_property
+    def log(self) -> RunLog:
+        return RunLog(self.run, self.using, lambda: self.replaying)
 
 
 def _checked(name: str) -> str:

@@ -22,15 +22,17 @@ from .history import describe
 from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
 from .passes import Parked, Pass
+from .runlog import RunLog
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step calls of the job's own code, inside of the step, and for how many seconds at most."""
+    """What a step calls of the job's own code, for how many seconds at most, and who hears what it says."""
 
     call: Callable[[], Any]
     step: str
-    timeout: float | None = None
+    timeout: float | None
+    log: RunLog
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def perform(current: Pass, step: Step, call: Callable[[], Any], policy: Policy) 
     attempt = Try(current, step, policy, step.attempts + 1)
     try:
         with attempt.watched():
-            text = yield from _work(current, step, Work(call, step.name, policy.timeout), attempt.number)
+            text = yield from _work(
+                current, step, Work(call, step.name, policy.timeout, current.log), attempt.number
+            )
     except Failed as failed:
         fail(attempt, failed.error)
     except (Interrupt, KeyboardInterrupt, GeneratorExit):

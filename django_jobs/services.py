@@ -17,7 +17,7 @@ from django.db.models.query import QuerySet
 from . import clock, flags, registry, signals, wakeup
 from .conf import conf
 from .exceptions import InvalidVerb, JobNotFound
-from .models import Attempt, Event, Job, Run, Step
+from .models import Attempt, Event, Job, Log, Run, Step
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
 BATCH = 500
@@ -189,5 +189,6 @@ def _delete_runs(keys: list[UUID], using: str) -> int:
         runs.filter(parent__in=keys).update(parent=None)
         runs.filter(replay_of__in=keys).update(replay_of=None)
         Attempt.objects.using(using).filter(run__in=keys)._raw_delete(using)
+        Log.objects.using(using).filter(run__in=keys)._raw_delete(using)
         Step.objects.using(using).filter(run__in=keys)._raw_delete(using)
         return runs.filter(pk__in=keys)._raw_delete(using)

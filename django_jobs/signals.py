@@ -191,5 +191,10 @@ def log_chore_failed(chore: str, error: Exception) -> None:
     logger.error("the cluster could not %s; it goes on without, and tries again later", chore, exc_info=error)
 
 
+def log_lines_lost(run: Any, error: Exception) -> None:
+    message = "%s: some lines of the log of run %s could not be written: %s"
+    logger.error(message, run.job_id, run.pk, str(error).strip(), **_about(run))
+
+
 def log_backoff_broken(error: Exception) -> None:
     logger.error("a job's own backoff failed; the default one takes its place", exc_info=error)

@@ -254,7 +254,8 @@ def outcome(work: Work) -> Outcome:
     """Call what a step wants called, and return how that went."""
     token, began = inside.set(work.step), clock.now()
     try:
-        value = work.call()
+        with work.log.listening(work.step):
+            value = work.call()
     except BaseException as error:
         return Outcome(error=error)
     finally:

@@ -4,6 +4,7 @@ from .attempt import Attempt
 from .event import Event
 from .job import Job
 from .listener import Delivery, Listener
+from .log import Log
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -17,6 +18,7 @@ __all__ = [
     "Event",
     "Job",
     "Listener",
+    "Log",
     "Run",
     "RunStatus",
     "Step",

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from django_jobs import NonRetriableError, StepError, admin, clock, emit, job, on, services
-from django_jobs.models import Attempt, Event, Job, Run, Step, Worker
+from django_jobs.models import Attempt, Event, Job, Log, Run, Step, Worker
 
 pytestmark = pytest.mark.usefixtures("bare_registry")
 
@@ -208,6 +208,30 @@ def test_a_run_with_very_many_steps_shows_the_first(viewer, jobs):
     assert f"<p>step-{admin.MOST_ROWS}</p>" not in page
 
 
+def test_a_run_shows_what_it_said(viewer, jobs):
+    @job("talks")
+    def talks(ctx):
+        ctx.step.run("call", lambda: ctx.logger.warning("slow <b>today</b>"))
+
+    page = page_of(viewer, jobs.run(talks))
+
+    assert "slow &lt;b&gt;today&lt;/b&gt;" in page
+    assert "<p>WARNING</p>" in page
+    assert "django_jobs.job.talks" in page
+
+
+def test_a_run_that_said_very_much_shows_the_last_of_it_in_order(viewer, jobs):
+    @job("talks")
+    def talks(ctx):
+        for n in range(admin.MOST_ROWS + 20):
+            ctx.logger.info("line %s", n)
+
+    page = page_of(viewer, jobs.run(talks))
+
+    assert ">line 19<" not in page
+    assert -1 < page.index(">line 20<") < page.index(f">line {admin.MOST_ROWS + 19}<")
+
+
 def test_a_worker_that_fell_silent_is_not_alive(viewer, history):
     history()
     now = clock.now()
@@ -299,6 +323,9 @@ def test_a_page_of_many_rows_takes_as_many_queries_as_one_of_few(viewer, history
     Attempt.objects.bulk_create(
         Attempt(run=run, step=step, number=1, error={"type": "E"}, started_at=now, finished_at=now)
         for step in steps
+    )
+    Log.objects.bulk_create(
+        Log(run=run, number=n, level=20, logger="a", message="b", at=now) for n in range(1, 31)
     )
     Run.objects.bulk_create(
         Run(job_id="show-all", event=event, queued_at=now, wake_at=now) for _ in range(30)

@@ -213,6 +213,58 @@ def test_show_for_machines_is_the_run_with_event_steps_and_attempts(as_json, job
     )
 
 
+@pytest.fixture
+def talk():
+    """A job that says so many things."""
+
+    @job("talk")
+    def talk(ctx):
+        def work():
+            ctx.logger.warning("slow\x1b[31m\nand more")
+
+        ctx.step.run("call", work)
+        for number in range(ctx.event.data["lines"]):
+            ctx.logger.info("line %s", number)
+
+    return talk
+
+
+def test_show_has_what_the_run_said_with_time_level_and_step(manage, jobs, talk):
+    jobs.travel_to(datetime(2041, 5, 4, 12, 30, 15, tzinfo=UTC))
+
+    text = manage("show", jobs.run(talk, {"lines": 1}).pk)
+
+    log = text.partition("\nLog\n")[2].splitlines()
+    assert log[0].split() == ["TIME", "LEVEL", "STEP", "MESSAGE"]
+    assert [line.split() for line in log[1:]] == [
+        ["2041-05-04", "12:30:15", "warning", "call", "slow", "[31m"],
+        ["2041-05-04", "12:30:15", "info", "line", "0"],
+    ]
+
+
+def test_show_has_the_last_lines_of_a_long_log(manage, jobs, talk):
+    text = manage("show", jobs.run(talk, {"lines": console.MOST_LINES + 5}).pk)
+
+    assert f"the last {console.MOST_LINES} of {console.MOST_LINES + 6} lines" in text
+    assert "line 4" not in text
+    assert [f"line {number}" in text for number in (5, console.MOST_LINES + 4)] == [True, True]
+
+
+def test_show_for_machines_has_all_of_the_log_in_order(as_json, jobs, talk):
+    shown = as_json("show", jobs.run(talk, {"lines": console.MOST_LINES + 5}).pk)
+
+    first, *others = shown["logs"]
+    assert (first["step"], first["level"], first["logger"], first["number"]) == (
+        "call",
+        30,
+        "django_jobs.job.talk",
+        1,
+    )
+    assert first["message"] == "slow\x1b[31m\nand more"
+    assert ISO.fullmatch(first["at"])
+    assert [line["message"] for line in others] == [f"line {n}" for n in range(console.MOST_LINES + 5)]
+
+
 def test_a_run_nobody_knows_is_one_clear_line():
     key = uuid4()
     assert refusal("show", key) == (f"There is no run {key}.", 1)

@@ -1,5 +1,7 @@
 """What every flow gets: a registry of its own, and two ledgers of what really happened."""
 
+import logging
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -51,6 +53,31 @@ class Rows:
 @pytest.fixture
 def rows():
     return Rows()
+
+
+@pytest.fixture
+def run_through(jobs):
+    """Run a job to its end, through its sleeps and retries."""
+
+    def go(job, data=None):
+        run = jobs.run(job, data)
+        jobs.advance(timedelta(days=30))
+        run.refresh_from_db()
+        return run
+
+    return go
+
+
+@pytest.fixture
+def a_host_that_logs(caplog):
+    """Python makes no record below WARNING unless somebody wants it."""
+    caplog.set_level(logging.INFO)
+
+
+@pytest.fixture
+def said():
+    """List the messages in the log of a run."""
+    return lambda run: [line.message for line in run.logs.all()]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from django.db import OperationalError, connection
 
 from django_jobs import EventSpec, emit, emit_many, job, on
-from django_jobs.models import Event, Run
+from django_jobs.models import Event, Log, Run
+from django_jobs.runlog import BATCH
 
 # SQLite is a file: there is nobody whose answer could get lost.
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql", "mysql")]
@@ -187,6 +188,26 @@ def test_a_settle_that_was_done_stays_done(ending, jobs, lost_answer):
 
     assert ended(run) == ("completed", 7)
     assert Run.objects.get().crashes == 0
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_lines_that_were_written_are_not_written_twice_and_those_after_them_follow(
+    passes, jobs, said, lost_answer
+):
+    @job("unlucky")
+    def unlucky(ctx):
+        if passes == 2:
+            ctx.logger.info("before")
+            ctx.step.sleep("nap", HOUR)
+        for number in range(BATCH + 1):
+            ctx.logger.info("%s", number)
+        lost_answer("INSERT INTO " + connection.ops.quote_name(Log._meta.db_table))
+
+    run = jobs.run(unlucky)
+    jobs.advance(2 * HOUR)
+
+    assert ended(run)[0] == "completed"
+    assert said(run) == ["before", *map(str, range(BATCH + 1))][2 - passes :]
 
 
 @pytest.mark.parametrize("key", [None, "7"])

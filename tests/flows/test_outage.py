@@ -49,6 +49,22 @@ def test_a_checkpoint_outlives_the_connection_that_was_to_write_it(ledger, caplo
 
 @pytest.mark.only_on("postgresql", "mysql")
 @pytest.mark.django_db(transaction=True)
+def test_the_lines_of_a_run_outlive_the_connection_that_was_to_write_them(said):
+    @job("unlucky")
+    def unlucky(ctx):
+        ctx.logger.info("before")
+        break_the_connection()
+        ctx.logger.info("after")
+
+    run = unlucky.start()
+    [claimed] = Run.objects.claim(1, jobs=["unlucky"])
+    execute(claimed)
+    run.refresh_from_db()
+    assert (run.status, said(run)) == (RunStatus.COMPLETED, ["before", "after"])
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
 def test_an_atomic_step_begins_again_when_its_transaction_is_lost(rows, jobs):
     broken = []
 

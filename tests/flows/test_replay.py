@@ -29,19 +29,6 @@ VALUES = {
 }
 
 
-@pytest.fixture
-def run_through(jobs):
-    """Run a job to its end, through its sleeps."""
-
-    def go(job, data=None):
-        run = jobs.run(job, data)
-        jobs.advance(30 * DAY)
-        run.refresh_from_db()
-        return run
-
-    return go
-
-
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_a_step_gives_the_same_in_each_pass_and_of_the_same_type(value, run_through):
     seen = []

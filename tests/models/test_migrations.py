@@ -23,7 +23,7 @@ def test_the_migrations_say_what_the_models_say(capsys):
 
 @pytest.mark.django_db
 def test_the_tables_have_names_of_their_own():
-    names = "event run step attempt job worker".split()
+    names = "event run step attempt log job worker".split()
 
     assert our_tables() >= {OURS + name for name in names}
 
@@ -39,7 +39,7 @@ def test_the_migrations_go_to_nothing_and_back():
     try:
         call_command("migrate", "django_jobs", "zero", verbosity=0)
         assert not our_tables() & {
-            OURS + name for name in ("event", "run", "step", "attempt", "job", "worker")
+            OURS + name for name in ("event", "run", "step", "attempt", "log", "job", "worker")
         }
     finally:
         call_command("migrate", verbosity=0)

@@ -83,6 +83,10 @@ def test_an_unknown_key_that_is_near_to_none_gets_the_list():
         ("MAX_HTTP_BYTES", 0, "above zero"),
         ("MAX_HTTP_EVENTS", "5000", "int"),
         ("RETENTION_DAYS", "30", "int or float or None"),
+        ("MAX_LOGS", -1, "zero or above"),
+        ("LOG_LEVEL", 20, "str"),
+        ("LOG_LEVEL", "info", "one of .*INFO"),
+        ("LOG_LEVEL", "LOUD", "one of .*WARNING"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_says_what_it_must_be(key, value, wanted):
@@ -103,6 +107,8 @@ def test_every_default_would_pass_as_a_setting():
     [
         ("WORKERS", None),
         ("GRACE_SECONDS", 0),
+        ("MAX_LOGS", 0),
+        ("LOG_LEVEL", "ERROR"),
         ("POLL_SECONDS", 0.5),
         ("RETENTION_DAYS", None),
         ("AUTODISCOVER", None),

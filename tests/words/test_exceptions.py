@@ -11,7 +11,9 @@ from django_jobs.exceptions import JobsError, RetryAfter, RunFailed, StepError
 PLAIN = [
     error
     for error in vars(exceptions).values()
-    if isinstance(error, type) and issubclass(error, JobsError) and error not in (RetryAfter, RunFailed, StepError)
+    if isinstance(error, type)
+    and issubclass(error, JobsError)
+    and error not in (RetryAfter, RunFailed, StepError)
 ]
 
 

@@ -72,12 +72,14 @@ class Command(BaseCommand):
     def do_show(self, options: dict[str, Any]) -> None:
         run = services.find_run(options["run"])
         steps, attempts = list(run.steps.all()), list(run.attempts.select_related("step"))
+        logs = list(run.logs.all())
         document = console.document(run) | {
             "event": run.event and console.document(run.event),
             "steps": [console.document(step) for step in steps],
             "attempts": [console.document(attempt) for attempt in attempts],
+            "logs": [console.document(line) for line in logs],
         }
-        self._reply(options, document, lambda: console.run_page(run, steps, attempts, self.style))
+        self._reply(options, document, lambda: console.run_page(run, steps, attempts, logs, self.style))
 
     # Acting.
 
@@ -157,7 +159,7 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
     runs.add_argument("--job", help="only of this job")
     runs.add_argument("--status", choices=RunStatus.values, help="only in this status")
     runs.add_argument("--limit", type=_limit, default=20, help="at most so many (%(default)s)")
-    add("show", "a run with its steps and failures").add_argument("run", metavar="RUN")
+    add("show", "a run with its steps, failures and log").add_argument("run", metavar="RUN")
     emit = add("emit", "record an event and start what it triggers")
     emit.add_argument("name", metavar="NAME")
     emit.add_argument("--data", metavar="JSON", help="the event's data, a JSON object")
