@@ -123,8 +123,8 @@ def register(job: Job) -> Job:
     """Put ``job`` into the registry; declaring the same function again replaces it (autoreload)."""
     global _by_event
     there = _jobs.get(job.id)
-    if there and home(there) != home(job):
-        raise InvalidJob(f'Job id "{job.id}" is taken by {home(there)}; give {home(job)} another one.')
+    if there and _home(there) != _home(job):
+        raise InvalidJob(f'Job id "{job.id}" is taken by {_home(there)}; give {_home(job)} another one.')
     _jobs[job.id] = job
     _by_event = None
     return job
@@ -203,7 +203,7 @@ def _backoff(id: str, value: Any) -> AnyBackoff:
         raise InvalidJob(f'Job "{id}": {fault}') from None
 
 
-def home(job: Job) -> str:
+def _home(job: Job) -> str:
     """Say where ``job`` is declared, as far as its function tells."""
     name = getattr(job.handler, "__qualname__", type(job.handler).__qualname__)
     return f"{job.handler.__module__}.{name}"

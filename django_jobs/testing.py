@@ -188,7 +188,7 @@ class Jobs:
 
 def _forget_jobs_since(declared: dict[str, registry.Job]) -> None:
     """Keep those of a module that the test was the first to import: nothing would declare them again."""
-    lasting = {name: job for name, job in registry._jobs.items() if "<locals>" not in registry.home(job)}
+    lasting = {name: job for name, job in registry._jobs.items() if "<locals>" not in registry._home(job)}
     registry._jobs.clear()
     registry._jobs.update(declared | lasting)
     registry._by_event = None
