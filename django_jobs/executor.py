@@ -154,7 +154,7 @@ def _crashed(run: Run) -> dict[str, str]:
 def _execute(current: Pass) -> None:
     """Call the job and turn how it ended into the run's next status, the one place that decides it."""
     try:
-        output = _call(current)
+        output = call(current)
     except (Died, KeyboardInterrupt):
         raise
     except Interrupt as interrupt:
@@ -180,7 +180,7 @@ def _complete(current: Pass, output: str) -> None:
         _finish(current.run, current.using, lambda: current.held.complete(output), output=output)
 
 
-def _call(current: Pass) -> str:
+def call(current: Pass) -> str:
     """Return what the job returned, as typed JSON."""
     handler, arguments = _code(current)
     with current.log.listening():

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -27,6 +28,10 @@ from .runlog import RunLog
 
 #: Called at each boundary of a checkpoint; the testing kit lets a worker die there.
 boundary: Callable[[str], None] = lambda moment: None  # noqa: E731
+
+
+#: Asked before a step works: what to call instead of the job's own code. For the testing kit.
+stand_in: Callable[["Pass", Step], Callable[..., Any] | None] = lambda current, step: None  # noqa: E731
 
 
 class Parked(Interrupt):
@@ -122,6 +127,8 @@ class Pass:
     failure: dict | None = None
     #: When the run has taken too long, by its ``timeouts.finish``.
     deadline: datetime | None = None
+    #: The identities of the steps it came by.
+    visited: set[str] = field(default_factory=set)
     #: The events that its waits have taken, each once.
     consumed: set[UUID] = field(default_factory=set)
 
@@ -168,6 +175,7 @@ class Pass:
             known = self.history.get(place)
             self.log.reached(known=known is not None)
             step = known or self._new(place, name, kind)
+            self.visited.add(place)
             if step.status == StepStatus.WAITING or place == self.newest:
                 self.replaying = False
         branch.arrived.set()

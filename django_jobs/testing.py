@@ -8,8 +8,10 @@ wake-up on the way.
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import wraps
+from pathlib import Path
 from traceback import walk_stack
 from typing import Any, cast
 from unittest import TestCase
@@ -17,8 +19,8 @@ from unittest import TestCase
 from django.db import connections, router
 from django.db.models import Min
 
-from . import clock, executor, passes, registry, routing, scheduler
-from .models import OPEN, Event, Run, claim
+from . import clock, executor, passes, registry, rehearsal, routing, scheduler
+from .models import OPEN, Event, Run, RunStatus, Step, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
 MOST_PASSES = 100_000
@@ -33,12 +35,39 @@ def now() -> datetime:
     return clock.now()
 
 
+@dataclass
+class StandIn:
+    """What a test has a step do in place of the job's own code, for some times or for good."""
+
+    step: str
+    job: str | None
+    call: Callable[..., Any]
+    left: int | None = None
+
+    def is_for(self, job: str, step: str) -> bool:
+        # The second step of a name is called ``name#2``.
+        return self.left != 0 and self.job in (None, job) and step.split("#")[0] == self.step
+
+    def take(self) -> Callable[..., Any]:
+        if self.left is not None:
+            self.left -= 1
+        return self.call
+
+
+def _raising(error: BaseException) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return call
+
+
 class Jobs:
     """A worker, a clock and an inspector for tests."""
 
     def __enter__(self) -> "Jobs":
         self._now = datetime.now(UTC)
         self._was_moved = False
+        self._standing_in: list[StandIn] = []
         self._declared = dict(registry._jobs)
         _entered.append(self)
         clock.use(self._tell)
@@ -48,6 +77,7 @@ class Jobs:
         _entered.remove(self)
         clock.use(_entered[-1]._tell if _entered else None)
         passes.boundary = _nothing
+        passes.stand_in = _entered[-1]._find_stand_in if _entered else _nobody
         _forget_jobs_since(self._declared)
 
     def _tell(self) -> datetime:
@@ -114,6 +144,50 @@ class Jobs:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
         events = Event.objects.order_by("received_at", "id")
         return list(events.filter(name=name) if name else events.exclude(name__startswith="django_jobs/"))
+
+    def queued(self, job: registry.Job | str | None = None) -> list[Run]:
+        """List the runs that were started and have done nothing yet, oldest first; of one job or of all."""
+        waiting = Run.objects.filter(status=RunStatus.QUEUED, started_at=None).order_by("queued_at", "id")
+        return list(waiting.filter(job_id=str(job)) if job else waiting)
+
+    def stub(self, step: str, returns: Any = None, *, job: registry.Job | str | None = None) -> None:
+        """
+        Have steps of this name return ``returns`` from now on (or what it returns, a function) and call nothing.
+
+        A wait then comes to the event with that data, or to None; an invoke to that output. Sleeps
+        are passed by ``advance``.
+        """
+        self._stand_in(step, job, returns if callable(returns) else lambda *args, **kwargs: returns)
+
+    def fail(
+        self,
+        step: str,
+        times: int = 1,
+        error: BaseException | None = None,
+        *,
+        job: registry.Job | str | None = None,
+    ) -> None:
+        """Have the next ``times`` tries of steps of this name raise ``error``, and then work as they do."""
+        self._stand_in(step, job, _raising(error or RuntimeError("The test has it fail.")), times)
+
+    def replays(self, history: str | Path | Run) -> bool:
+        """
+        Return True if today's code goes the way that a run went; raise ``AssertionError`` saying where it does not.
+
+        ``history`` is what ``manage.py jobs export RUN`` printed, or the file with it, or a run.
+        """
+        rehearsal.rehearse(history)
+        return True
+
+    def _stand_in(
+        self, step: str, job: registry.Job | str | None, call: Callable[..., Any], times: int | None = None
+    ) -> None:
+        self._standing_in.insert(0, StandIn(step, str(job) if job else None, call, times))
+        passes.stand_in = self._find_stand_in
+
+    def _find_stand_in(self, current: passes.Pass, step: Step) -> Callable[..., Any] | None:
+        found = next((one for one in self._standing_in if one.is_for(current.job.id, step.name)), None)
+        return found.take() if found else None
 
     def crash_everywhere(
         self, job: registry.Job | str, data: dict | Callable[[], dict | None] | None = None
@@ -228,6 +302,10 @@ def _nothing(moment: str) -> None:
     pass
 
 
+def _nobody(current: passes.Pass, step: Step) -> None:
+    pass
+
+
 # The same in a ``TestCase``, on the kit of the test that calls: ``from django_jobs.testing import jobs``.
 
 
@@ -257,7 +335,8 @@ def _of_the_kit(name: str) -> Callable[..., Any]:
     return call
 
 
-run, drain, advance, travel_to, emitted, crash_everywhere = map(
-    _of_the_kit, "run drain advance travel_to emitted crash_everywhere".split()
+run, drain, advance, travel_to, emitted, queued, stub, fail, replays, crash_everywhere = map(
+    _of_the_kit,
+    "run drain advance travel_to emitted queued stub fail replays crash_everywhere".split(),
 )
 jobs = sys.modules[__name__]

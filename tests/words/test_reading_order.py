@@ -20,7 +20,7 @@ ORDER = """
     wakeup outage scribe runlog admission events history passes perform waiting branches steps awaited cancelling
     executor routing services
     scheduler broker channel pusher worker cluster
-    checks health console testing pytest_plugin tasks endpoint urls admin management apps
+    checks health console rehearsal testing pytest_plugin tasks endpoint urls admin management apps
     catalog
 """.split()
 

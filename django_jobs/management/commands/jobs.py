@@ -16,7 +16,7 @@ from django.core.management.color import no_style
 from django.db import Error, router
 from django.utils import timezone
 
-from django_jobs import clock, console, events, health, registry, services
+from django_jobs import clock, console, events, health, registry, rehearsal, services
 from django_jobs.conf import conf
 from django_jobs.exceptions import JobsError
 from django_jobs.models import Job, Run, RunStatus
@@ -80,6 +80,9 @@ class Command(BaseCommand):
             "logs": [console.document(line) for line in logs],
         }
         self._reply(options, document, lambda: console.run_page(run, steps, attempts, logs, self.style))
+
+    def do_export(self, options: dict[str, Any]) -> None:
+        self.stdout.write(rehearsal.history(services.find_run(options["run"])))
 
     # Acting.
 
@@ -160,6 +163,7 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
     runs.add_argument("--status", choices=RunStatus.values, help="only in this status")
     runs.add_argument("--limit", type=_limit, default=20, help="at most so many (%(default)s)")
     add("show", "a run with its steps, failures and log").add_argument("run", metavar="RUN")
+    add("export", "what a run went through, for jobs.replays() in a test").add_argument("run", metavar="RUN")
     emit = add("emit", "record an event and start what it triggers")
     emit.add_argument("name", metavar="NAME")
     emit.add_argument("--data", metavar="JSON", help="the event's data, a JSON object")
