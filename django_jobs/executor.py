@@ -94,9 +94,10 @@ def _crashed(run: Run) -> dict[str, str]:
 def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool]) -> Pass:
     event: Event | None = None
     history: dict[str, Step] = {}
-    if run.passes == 1:
+    is_blank = run.passes == 1 and not run.replay_of_id  # A replay may begin with copied checkpoints.
+    if is_blank:
         event = brought_event(run, using)
-    if run.passes > 1 or (run.event_id and event is None):
+    if not is_blank or (run.event_id and event is None):
         event, history = outlast(using, lambda: read_history(run, using))
     if run.passes == 1 and signals.run_started.has_listeners(Run):
         signals.announce(signals.run_started, Run, using=using, run=run)

@@ -78,7 +78,7 @@ class Jobs:
 
     def emitted(self, name: str | None = None) -> list[Event]:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
-        events = Event.objects.order_by("received_at", "id")
+        events = Event.objects.filter(edited_from=None).order_by("received_at", "id")
         return list(events.filter(name=name) if name else events.exclude(name__startswith="django_jobs/"))
 
     def crash_everywhere(

@@ -23,6 +23,9 @@ class Event(models.Model):
     digest = models.CharField(max_length=64, null=True, unique=True, editable=False)  # noqa: DJ001
     occurred_at = models.DateTimeField(_("occurred at"))
     received_at = models.DateTimeField(_("received at"))
+    #: The event that this one is, with other data, for a replay. It never happened: nothing is triggered by
+    #: it, nothing that waits is told of it, and nothing that looks back finds it.
+    edited_from = models.UUIDField(_("edited from"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("event")
