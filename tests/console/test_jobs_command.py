@@ -14,7 +14,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import override_settings
 
-from django_jobs import console, cron, emit, job, on, services
+from django_jobs import console, cron, emit, job, on, services, signals
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
 from django_jobs.models import Event, Job, Run, RunStatus
@@ -349,6 +349,124 @@ def test_retry_lets_a_failed_run_go_on(manage, as_json, jobs, fail):
     assert (run.status, run.output) == ("completed", "mended")
 
 
+@pytest.fixture
+def heard():
+    """What receivers are told of people, as (actor, verb, ids, reason)."""
+    told = []
+
+    def hear(sender, actor, verb, ids, reason, **rest):
+        told.append((actor, verb, ids, reason))
+
+    signals.admin_action.connect(hear)
+    yield told
+    signals.admin_action.disconnect(hear)
+
+
+def test_several_runs_are_acted_on_in_one_go(manage, as_json, greet):
+    runs = [greet.start() for _ in range(4)]
+
+    lines = manage("cancel", *(run.pk for run in runs[:2])).splitlines()
+    documents = as_json("cancel", *(run.pk for run in runs[2:]))
+
+    assert [str(run.pk) in line for run, line in zip(runs, lines, strict=False)] == [True, True]
+    assert [document["id"] for document in documents] == [str(run.pk) for run in runs[2:]]
+    assert set(Run.objects.values_list("status", flat=True)) == {"cancelled"}
+
+
+def test_one_that_is_refused_keeps_no_other_from_it(capsys, jobs, greet):
+    over, waiting = jobs.run(greet), greet.start()
+
+    line, code = refusal("cancel", over.pk, "nonsense", waiting.pk, "--json")
+
+    assert code == 1
+    assert f"Run {over.pk} is completed; only an open run can be cancelled. There is no run nonsense." == line
+    [document] = json.loads(capsys.readouterr().out)
+    assert (document["id"], document["status"]) == (str(waiting.pk), "cancelled")
+
+
+def test_the_runs_a_run_invoked_are_cancelled_with_it_unless_it_goes_alone(manage, greet):
+    for alone in ([], ["--alone"]):
+        parent, child = greet.start(), greet.start()
+        Run.objects.filter(pk=child.pk).update(parent=parent)
+        manage("cancel", parent.pk, *alone)
+        child.refresh_from_db()
+        assert child.status == ("queued" if alone else "cancelled")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_receivers_are_told_who_did_it_and_why(manage, greet, heard, monkeypatch):
+    run = greet.start()
+    monkeypatch.setenv("LOGNAME", "ada")
+    manage("cancel", run.pk, "--reason", "a mistake")
+    manage("replay", run.pk, "--actor", "bob")
+    assert heard == [("ada", "cancel", [run.pk], "a mistake"), ("bob", "replay", [run.pk], "")]
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch):
+    def nameless():
+        raise OSError("no such user")
+
+    monkeypatch.setattr(jobs_command.getpass, "getuser", nameless)
+    assert jobs_command._user() == f"uid {os.getuid()}"
+
+
+# replay and skip-wait
+
+
+@pytest.fixture
+def trip(jobs):
+    """A run of three steps, over."""
+
+    @job("trip")
+    def trip(ctx):
+        ctx.step.run("pack", lambda: None)
+        ctx.step.sleep("night", timedelta(days=1))
+        return ctx.step.run("go", lambda: ctx.event.data.get("to", "home"))
+
+    run = jobs.run(trip)
+    jobs.advance(timedelta(days=1))
+    return run
+
+
+def test_replay_starts_a_new_run_from_a_step_with_other_data(manage, as_json, jobs, trip):
+    assert str(trip.pk) in manage("replay", trip.pk)
+
+    new = as_json("replay", trip.pk, "--from-step", "go", "--data", '{"to": "sea"}')
+    jobs.drain()
+
+    assert (new["replay_of"], new["status"]) == (str(trip.pk), "queued")
+    assert Run.objects.get(pk=new["id"]).output == "sea"
+
+
+def test_a_step_that_is_not_there_is_one_clear_line(trip):
+    line, code = refusal("replay", trip.pk, "--from-step", "goo")
+    assert line == f'Run {trip.pk} has no step "goo". It has: go, night, pack.'
+    assert code == 1
+
+
+@pytest.mark.parametrize("data", ["{nonsense", "[1]"])
+def test_other_data_that_is_no_json_object_is_a_usage_error(data, trip):
+    assert refusal("replay", trip.pk, "--data", data)[1] == 2
+    assert Run.objects.count() == 1
+
+
+def test_other_data_that_cannot_be_kept_is_refused(trip):
+    line, code = refusal("replay", trip.pk, "--data", '{"a": NaN}')
+    assert ".a" in line
+    assert code == 1
+
+
+def test_skip_wait_lets_a_sleeping_run_go_on(manage, as_json, jobs, trip):
+    run = jobs.run("trip")
+
+    assert f"Run {run.pk} of trip goes on now." in manage("skip-wait", run.pk)
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert run.status == "completed"
+    assert "only one that sleeps" in refusal("skip-wait", run.pk)[0]
+
+
 # prune
 
 
@@ -522,7 +640,7 @@ def options(command, verb=None):
     return sorted(name for name in given - django_s if name.startswith("--"))
 
 
-VERBS = "list runs show emit trigger cancel retry prune health doctor".split()
+VERBS = "list runs show emit trigger cancel retry replay skip-wait prune health doctor".split()
 
 
 @pytest.mark.parametrize("verb", VERBS)

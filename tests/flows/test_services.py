@@ -171,7 +171,7 @@ def endings(runs):
 
 
 def test_the_runs_it_invoked_are_cancelled_with_it(family, django_capture_on_commit_callbacks):
-    root, child, grandchild, over = family
+    root, child, grandchild, _ = family
     heard = []
 
     def hear_end(sender, run, **news):

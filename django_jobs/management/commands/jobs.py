@@ -1,5 +1,6 @@
 """``manage.py jobs``: look at jobs and runs, and act on them."""
 
+import getpass
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -36,7 +38,7 @@ class Command(BaseCommand):
         if os.environ.get("NO_COLOR") and not options["force_color"]:
             self.style = no_style()
         try:
-            getattr(self, f"do_{verb}")(options)
+            getattr(self, f"do_{verb.replace('-', '_')}")(options)
         except Error as error:
             reason = health.unreachable(router.db_for_write(Run), error)
             raise CommandError(f"{reason} (manage.py jobs doctor may know more.)") from error
@@ -106,13 +108,38 @@ class Command(BaseCommand):
         self._reply(options, console.document(run), lambda: f"Started {run.job_id}: run {run.pk}.")
 
     def do_cancel(self, options: dict[str, Any]) -> None:
-        run = services.cancel(options["run"], options["reason"])
-        self._reply(options, console.document(run), lambda: f"Cancelled run {run.pk} of {run.job_id}.")
+        cancel = partial(services.cancel, cascade=not options["alone"], **_why(options))
+        self._act(options, cancel, "Cancelled run {0.pk} of {0.job_id}.")
 
     def do_retry(self, options: dict[str, Any]) -> None:
-        run = services.retry(options["run"])
-        words = f"Run {run.pk} of {run.job_id} goes on from its last checkpoint."
-        self._reply(options, console.document(run), lambda: words)
+        words = "Run {0.pk} of {0.job_id} goes on from its last checkpoint."
+        self._act(options, partial(services.retry, **_why(options)), words)
+
+    def do_replay(self, options: dict[str, Any]) -> None:
+        data = _data(options["data"])
+        replay = partial(services.replay, from_step=options["from_step"], data=data, **_why(options))
+        self._act(options, replay, "Started {0.job_id} once more: run {0.pk} for run {0.replay_of_id}.")
+
+    def do_skip_wait(self, options: dict[str, Any]) -> None:
+        words = "Run {0.pk} of {0.job_id} goes on now."
+        self._act(options, partial(services.skip_wait, **_why(options)), words)
+
+    def _act(self, options: dict[str, Any], act: Callable[[str], Run], words: str) -> None:
+        """Do it to each run named. One that is refused keeps no other from it; the reasons come at the end."""
+        done, refused = [], []
+        for key in options["runs"]:
+            try:
+                with _one_line():
+                    done.append(act(key))
+            except (JobsError, CommandError) as error:
+                refused.append(str(error))
+        documents = [console.document(run) for run in done]
+        if len(options["runs"]) > 1:
+            self._reply(options, documents, lambda: "\n".join(map(words.format, done)))
+        elif done:
+            self._reply(options, documents[0], lambda: words.format(done[0]))
+        if refused:
+            raise CommandError(" ".join(refused))
 
     def do_prune(self, options: dict[str, Any]) -> None:
         before = _instant(options["before"], "--before")
@@ -165,15 +192,37 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
     trigger = add("trigger", "start a job now, whatever its triggers")
     trigger.add_argument("job", metavar="JOB")
     trigger.add_argument("--data", metavar="JSON", help="the data of its event, a JSON object")
-    cancel = add("cancel", "cancel an open run before its next step")
-    cancel.add_argument("run", metavar="RUN")
-    cancel.add_argument("--reason", default="", help="kept with the run")
-    add("retry", "let a failed run go on from its checkpoints").add_argument("run", metavar="RUN")
+    cancel = add("cancel", "cancel open runs before their next step, and the runs they invoked")
+    cancel.add_argument("--alone", action="store_true", help="leave the runs they invoked as they are")
+    retry = add("retry", "let failed runs go on from their checkpoints")
+    replay = add("replay", "start runs that have ended once more, as new runs")
+    replay.add_argument("--from-step", metavar="NAME", help="begin there; what came before is remembered")
+    replay.add_argument("--data", metavar="JSON", help="in place of the event's data, a JSON object")
+    skip_wait = add("skip-wait", "let runs that sleep, or wait for their time, go on now")
+    for verb in (cancel, retry, replay, skip_wait):
+        verb.add_argument("runs", metavar="RUN", nargs="+")
+        _add_why(verb)
     prune = add("prune", "delete finished runs and old events").add_mutually_exclusive_group()
     prune.add_argument("--before", metavar="ISO", help="what ended or came before this")
     prune.add_argument("--days", type=_days, metavar="N", help="what is older than N days (RETENTION_DAYS)")
     add("health", "exit code 0: healthy, 1: not, 2: cannot tell")
     add("doctor", "what is misconfigured or stuck, and how to mend it")
+
+
+def _add_why(verb: CommandParser) -> None:
+    verb.add_argument("--reason", default="", help="why; kept with what is cancelled, and told to receivers")
+    verb.add_argument("--actor", help="who does it (you, by the operating system)")
+
+
+def _why(options: dict[str, Any]) -> dict[str, Any]:
+    return {"reason": options["reason"], "actor": options["actor"] or _user()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"  # A container whose user has no name.
 
 
 def _common() -> CommandParser:
