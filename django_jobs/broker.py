@@ -22,7 +22,7 @@ from django_q.signing import BadSignature, SignedPackage
 from django_q.worker import worker
 
 from . import registry
-from .models import Run, claim
+from .models import Job, Run, claim
 from .models.sql import adapt, instant
 from .scheduler import CLUSTER, FIRE
 
@@ -39,6 +39,10 @@ class Outlook(NamedTuple):
     mail: bool = False
 
 
+#: The ids of the paused jobs, which have no comma in them.
+_PAUSED = {"postgresql": "string_agg(id, ',')"}
+
+
 class RunBroker(ORM):
     """Serve due runs, and the ordinary messages of the cluster ``django_jobs``."""
 
@@ -48,6 +52,8 @@ class RunBroker(ORM):
         super().__init__(list_key or CLUSTER)
         self.queues = list(queues) if queues else None
         self.worker = worker or socket.gethostname()
+        #: The jobs that people have paused, as of the last look ahead; None before the first.
+        self.paused: frozenset[str] | None = None
 
     def __getstate__(self) -> Any:
         return self.list_key, self._info, self.queues, self.worker
@@ -55,13 +61,15 @@ class RunBroker(ORM):
     def __setstate__(self, state: Any) -> None:
         *parent, self.queues, self.worker = state
         super().__setstate__(tuple(parent))
+        self.paused = None
 
     def info(self) -> str:
         return f"django_jobs, {connections[router.db_for_write(Run)].vendor}"
 
     def served(self) -> list[str]:
-        """List the ids of the jobs this cluster runs: all it knows, or those of its queues."""
-        return [job.id for job in registry.known() if self.queues is None or job.queue in self.queues]
+        """List the ids of the jobs this cluster runs: all it knows, or those of its queues; none that is paused."""
+        known = [job for job in registry.known() if self.queues is None or job.queue in self.queues]
+        return [job.id for job in known if not self.paused or job.id not in self.paused]
 
     def dequeue(self, slots: int = 1) -> list[tuple[Any, Any]]:
         """
@@ -69,6 +77,8 @@ class RunBroker(ORM):
 
         There is nothing to acknowledge: the run's own row says how it stands.
         """
+        if self.paused is None:
+            self.outlook()
         runs = Run.objects.using(router.db_for_write(Run))
         claimed = runs.claim(slots, jobs=self.served(), queues=self.queues, worker=self.worker)
         return [(None, run) for run in claimed]
@@ -102,27 +112,37 @@ class RunBroker(ORM):
         monitor(_Queue(iter([*done, "STOP"])), self)
 
     def outlook(self) -> Outlook:
-        """Look ahead, in one statement where runs and django-q2's tables share a database."""
+        """
+        Look ahead, in one statement where runs and django-q2's tables share a database.
+
+        Learns what is paused on the way, and looks once more if that is news.
+        """
         now = timezone.now()
         using = router.db_for_write(Run)
         statement, parameters = claim.next_wake(
             Run.objects.using(using), jobs=self.served(), queues=self.queues, now=now
         )
+        quote = connections[using].ops.quote_name
+        ids = _PAUSED.get(connections[using].vendor, "group_concat(id)")
+        paused_jobs = f"(SELECT {ids} FROM {quote(Job._meta.db_table)} WHERE paused_at IS NOT NULL)"  # noqa: S608
         if using == router.db_for_write(Schedule) == (Conf.ORM or "default"):
-            quote = connections[using].ops.quote_name
             schedules, mail_table = quote(Schedule._meta.db_table), quote(OrmQ._meta.db_table)
             ours = f"SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0"  # noqa: S608 (names only)
             statement = (
                 f"SELECT ({statement}), ({ours} AND next_run > %s), ({ours} AND next_run <= %s),"  # noqa: S608
-                f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
+                f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s),"
+                f" {paused_jobs}"
             )
             parameters += [CLUSTER, now, CLUSTER, now, self.list_key, now]
-            run, schedule, overdue, mail = _one_row(using, statement, parameters)
+            run, schedule, overdue, mail, paused = _one_row(using, statement, parameters)
         else:
-            (run,) = _one_row(using, statement, parameters)
+            run, paused = _one_row(using, f"SELECT ({statement}), {paused_jobs}", parameters)
             schedule = self._schedules().filter(next_run__gt=now).aggregate(next=Min("next_run"))["next"]
             overdue = self._schedules().filter(next_run__lte=now).exists()
             mail = OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=now).exists()
+        before, self.paused = self.paused, frozenset(paused.split(",") if paused else ())
+        if self.paused != before and (before or self.paused):
+            return self.outlook()
         run, schedule = (instant(connections[using], time) for time in (run, schedule))
         return Outlook(run, schedule, bool(overdue), bool(mail))
 

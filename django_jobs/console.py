@@ -37,6 +37,8 @@ STYLES = {
     "waiting": "HTTP_NOT_MODIFIED",
     "error": "ERROR",
     "warning": "WARNING",
+    "paused": "WARNING",
+    "paused, skips": "WARNING",
     "on": "SUCCESS",
     "healthy": "SUCCESS",
     "unhealthy": "ERROR",
@@ -99,7 +101,9 @@ def jobs_table(rows: Iterable[tuple[Job, Run | None]], style: Any) -> str:
 def _state(job: Job) -> str:
     if not job.declared:
         return "not declared"
-    return f"off: {job.closed_by}" if job.closed_by else "on"
+    if job.closed_by:
+        return f"off: {job.closed_by}"
+    return {"wait": "paused", "skip": "paused, skips"}.get(job.pause_mode, "on")
 
 
 def _last(run: Run | None, now: datetime) -> str:

@@ -15,9 +15,10 @@ from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.query import QuerySet
 
-from . import clock, flags, registry, signals, verbs
+from . import clock, flags, pauses, registry, signals, verbs
 from .conf import conf
-from .models import Attempt, Event, Job, Run, Step
+from .exceptions import InvalidVerb
+from .models import Attempt, Event, Job, PauseMode, Run, Step
 from .verbs import find_run
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
@@ -77,6 +78,34 @@ def skip_wait(run: Run | UUID | str, *, reason: str = "", actor: Any = None) -> 
     run = verbs.skip_wait(find_run(run))
     _tell("skip_wait", [run.pk], reason, actor)
     return run
+
+
+def pause(job_id: str, mode: str = "wait", *, reason: str = "", actor: Any = None) -> Job:
+    """
+    Let no run of the job begin another pass until it is resumed; clusters hear of it within a second.
+
+    A pass in progress goes on to where it sleeps or ends. New runs wait or, with ``mode="skip"``, are
+    skipped when their turn comes; the runs that were there before wait in either case.
+    """
+    if mode not in PauseMode.values:
+        raise InvalidVerb(f"What pauses a job is {' or '.join(PauseMode.values)}, not {mode!r}.")
+    using = router.db_for_write(Job)
+    if job := registry.find(job_id):  # A job that no cluster has written down yet may be paused too.
+        Job.objects.using(using).bulk_create([_row(job, job.closed_by, clock.now())], ignore_conflicts=True)
+    row = pauses.pause(job_id, PauseMode(mode))
+    _tell("pause", [job_id], reason, actor)
+    return row
+
+
+def resume(job_id: str, *, reason: str = "", actor: Any = None) -> Job:
+    """
+    Let the runs of a paused job go on, all at once.
+
+    Its crons go by their ``catch_up``, as after a time in which no cluster was up.
+    """
+    row = pauses.resume(job_id)
+    _tell("resume", [job_id], reason, actor)
+    return row
 
 
 def _tell(verb: str, ids: Sequence[Any], reason: str, actor: Any) -> None:

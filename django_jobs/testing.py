@@ -12,7 +12,7 @@ from typing import Any, cast
 from django.db import connections, router
 from django.db.models import Min
 
-from . import clock, executor, passes, registry, scheduler
+from . import clock, executor, passes, pauses, registry, scheduler
 from .models import OPEN, Event, Run, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
@@ -135,9 +135,11 @@ class Jobs:
                 return
 
     def _claim(self) -> list[Run]:
-        known = [job.id for job, _ in registry.declared()]
+        using = router.db_for_write(Run)
+        paused = pauses.skip_new(using)
+        jobs = [job.id for job, _ in registry.declared() if job.id not in paused]
         claim.forget()  # On MariaDB a priority never seen before would have to wait a second, a real one.
-        return Run.objects.using(router.db_for_write(Run)).claim(1, jobs=known, worker="test")
+        return Run.objects.using(using).claim(1, jobs=jobs, worker="test")
 
     def _next_wake(self) -> datetime | None:
         instants = [instant for instant in (_earliest(self._now), self._next_slot()) if instant]

@@ -2,7 +2,7 @@
 
 from .attempt import Attempt
 from .event import Event
-from .job import Job
+from .job import Job, PauseMode
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -14,6 +14,7 @@ __all__ = [
     "Attempt",
     "Event",
     "Job",
+    "PauseMode",
     "Run",
     "RunStatus",
     "Step",

@@ -467,6 +467,41 @@ def test_skip_wait_lets_a_sleeping_run_go_on(manage, as_json, jobs, trip):
     assert "only one that sleeps" in refusal("skip-wait", run.pk)[0]
 
 
+# pause and resume
+
+
+def test_a_job_is_paused_and_resumed(manage, as_json, jobs, greet):
+    assert "those that come wait" in manage("pause", "greet")
+    assert re.search(r"greet .* paused +never", manage("list"))
+    run = jobs.run(greet)
+    assert run.status == "queued"
+
+    assert as_json("resume", "greet")["paused_at"] is None
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert run.status == "completed"
+    assert re.search(r"greet .* on +completed", manage("list"))
+
+
+def test_a_job_may_be_paused_so_that_new_runs_are_skipped(manage, as_json, jobs, greet):
+    document = as_json("pause", "greet", "--skip")
+    assert (document["id"], document["pause_mode"]) == ("greet", "skip")
+    assert ISO.fullmatch(document["paused_at"])
+    assert "paused, skips" in manage("list")
+    assert jobs.run(greet).status == "skipped"
+    assert as_json("list")[0]["pause_mode"] == "skip"
+
+
+def test_what_cannot_be_paused_or_resumed_says_why(manage, greet):
+    assert refusal("pause", "gret") == ('There is no job "gret".', 1)
+    assert refusal("resume", "gret") == ('There is no job "gret".', 1)
+    manage("pause", "greet")
+    assert "is paused already" in refusal("pause", "greet")[0]
+    manage("resume", "greet")
+    assert refusal("resume", "greet") == ('Job "greet" is not paused.', 1)
+
+
 # prune
 
 
@@ -640,7 +675,7 @@ def options(command, verb=None):
     return sorted(name for name in given - django_s if name.startswith("--"))
 
 
-VERBS = "list runs show emit trigger cancel retry replay skip-wait prune health doctor".split()
+VERBS = "list runs show emit trigger cancel retry replay skip-wait pause resume prune health doctor".split()
 
 
 @pytest.mark.parametrize("verb", VERBS)

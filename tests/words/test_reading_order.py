@@ -17,7 +17,7 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers flags policies registry
     models
-    wakeup outage admission events history passes steps executor routing verbs services
+    wakeup outage admission events history passes steps executor routing verbs pauses services
     scheduler broker channel pusher worker cluster
     checks health console testing pytest_plugin tasks admin management apps
     catalog

@@ -124,6 +124,17 @@ class Command(BaseCommand):
         words = "Run {0.pk} of {0.job_id} goes on now."
         self._act(options, partial(services.skip_wait, **_why(options)), words)
 
+    def do_pause(self, options: dict[str, Any]) -> None:
+        mode = "skip" if options["skip"] else "wait"
+        job = services.pause(options["job"], mode, **_why(options))
+        come = "are skipped" if options["skip"] else "wait"
+        words = f"Paused {job.pk}: none of its runs goes on, and those that come {come}. Resume it with jobs resume."
+        self._reply(options, console.document(job), lambda: words)
+
+    def do_resume(self, options: dict[str, Any]) -> None:
+        job = services.resume(options["job"], **_why(options))
+        self._reply(options, console.document(job), lambda: f"Resumed {job.pk}: its runs go on.")
+
     def _act(self, options: dict[str, Any], act: Callable[[str], Run], words: str) -> None:
         """Do it to each run named. One that is refused keeps no other from it; the reasons come at the end."""
         done, refused = [], []
@@ -202,6 +213,14 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
     for verb in (cancel, retry, replay, skip_wait):
         verb.add_argument("runs", metavar="RUN", nargs="+")
         _add_why(verb)
+    pause = add("pause", "let no run of a job go on until it is resumed")
+    pause.add_argument(
+        "--skip", action="store_true", help="skip the runs that come meanwhile; else they wait"
+    )
+    resume = add("resume", "let the runs of a paused job go on")
+    for verb in (pause, resume):
+        verb.add_argument("job", metavar="JOB")
+        _add_why(verb)
     prune = add("prune", "delete finished runs and old events").add_mutually_exclusive_group()
     prune.add_argument("--before", metavar="ISO", help="what ended or came before this")
     prune.add_argument("--days", type=_days, metavar="N", help="what is older than N days (RETENTION_DAYS)")
@@ -251,7 +270,8 @@ def _jobs() -> list[tuple[Job, Run | None]]:
     jobs = {row.pk: row for row in services.described()}
     for row in Job.objects.using(router.db_for_write(Job)):
         if row.pk in jobs:
-            jobs[row.pk].paused_at = row.paused_at
+            for name in ("paused_at", "pause_mode", "paused_after"):
+                setattr(jobs[row.pk], name, getattr(row, name))
         else:
             row.declared, row.next_run_at = False, None
             jobs[row.pk] = row
