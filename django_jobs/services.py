@@ -6,7 +6,7 @@ impossible verb raises ``InvalidVerb`` saying why, and changes nothing. What was
 a user or a name) and why is told by the signal ``admin_action``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,10 +15,10 @@ from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.query import QuerySet
 
-from . import clock, flags, pauses, registry, signals, verbs
+from . import clock, flags, operations, pauses, registry, signals, verbs
 from .conf import conf
 from .exceptions import InvalidVerb
-from .models import Attempt, Event, Job, PauseMode, Run, Step
+from .models import Attempt, Event, Job, Operation, PauseMode, Run, Step
 from .verbs import find_run
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
@@ -106,6 +106,32 @@ def resume(job_id: str, *, reason: str = "", actor: Any = None) -> Job:
     row = pauses.resume(job_id)
     _tell("resume", [job_id], reason, actor)
     return row
+
+
+def bulk(verb: str, filter: Mapping[str, Any], reason: str = "", actor: Any = None) -> Operation:
+    """
+    Do ``cancel``, ``retry``, ``replay`` or ``skip_wait`` to all runs that ``filter`` chooses, in the clusters.
+
+    A filter says one or more of ``job``, ``status``, ``version``, ``error`` (its type) and ``runs``, each
+    one value or several, and ``since`` and ``until``, by when the runs were queued. Only runs that are
+    there now are meant. Each is acted on once, whatever dies meanwhile; one that is refused is counted
+    and keeps none of the others from it. ``matching`` tells how many they are.
+    """
+    operation = operations.begin(verb, filter, reason, "" if actor is None else str(actor))
+    _tell("bulk", [operation.pk], reason, actor)
+    return operation
+
+
+def matching(verb: str, filter: Mapping[str, Any]) -> int:
+    """Return how many runs ``bulk`` would choose now."""
+    return operations.count(verb, filter)
+
+
+def abort(operation: Operation | UUID | str, *, reason: str = "", actor: Any = None) -> Operation:
+    """Stop an operation after at most the batch in hand; what it has done stays done."""
+    operation = operations.abort(operation)
+    _tell("abort", [operation.pk], reason, actor)
+    return operation
 
 
 def _tell(verb: str, ids: Sequence[Any], reason: str, actor: Any) -> None:

@@ -137,7 +137,7 @@ class Jobs:
     def _claim(self) -> list[Run]:
         using = router.db_for_write(Run)
         paused = pauses.skip_new(using)
-        jobs = [job.id for job, _ in registry.declared() if job.id not in paused]
+        jobs = [job.id for job in registry.known(own=True) if job.id not in paused]
         claim.forget()  # On MariaDB a priority never seen before would have to wait a second, a real one.
         return Run.objects.using(using).claim(1, jobs=jobs, worker="test")
 

@@ -3,6 +3,7 @@
 from .attempt import Attempt
 from .event import Event
 from .job import Job, PauseMode
+from .operation import Operation, OperationStatus
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -14,6 +15,8 @@ __all__ = [
     "Attempt",
     "Event",
     "Job",
+    "Operation",
+    "OperationStatus",
     "PauseMode",
     "Run",
     "RunStatus",

@@ -17,13 +17,13 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers flags policies registry
     models
-    wakeup outage admission events history passes steps executor routing verbs pauses services
+    wakeup outage admission events history passes steps executor routing verbs pauses operations services
     scheduler broker channel pusher worker cluster
     checks health console testing pytest_plugin tasks admin management apps
     catalog
 """.split()
 
-MODELS = "fields sql claim event run step attempt job worker".split()
+MODELS = "fields sql claim event run step attempt job operation worker".split()
 
 #: The only modules that know django-q2.
 ON_DJANGO_Q = {"broker", "scheduler", "cluster"}
