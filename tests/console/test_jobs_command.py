@@ -14,10 +14,11 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import override_settings
 
-from django_jobs import console, cron, emit, job, on, services, signals
+from django_jobs import console, cron, emit, job, on, operations, registry, services, signals
+from django_jobs.management import acting
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
-from django_jobs.models import Event, Job, Run, RunStatus
+from django_jobs.models import Event, Job, Operation, Run, RunStatus
 
 ROOT = Path(__file__).parents[2]
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -406,8 +407,8 @@ def test_a_user_without_a_name_is_a_number(monkeypatch):
     def nameless():
         raise OSError("no such user")
 
-    monkeypatch.setattr(jobs_command.getpass, "getuser", nameless)
-    assert jobs_command._user() == f"uid {os.getuid()}"
+    monkeypatch.setattr(acting.getpass, "getuser", nameless)
+    assert acting.user() == f"uid {os.getuid()}"
 
 
 # replay and skip-wait
@@ -465,6 +466,116 @@ def test_skip_wait_lets_a_sleeping_run_go_on(manage, as_json, jobs, trip):
     run.refresh_from_db()
     assert run.status == "completed"
     assert "only one that sleeps" in refusal("skip-wait", run.pk)[0]
+
+
+# all runs of a filter
+
+
+@pytest.fixture
+def engine(greet):
+    """The engine's own job is there to work operations off."""
+    registry.register(operations.job)
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Somebody sits there and answers."""
+
+    def with_words(words):
+        asked = []
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or words)
+        return asked
+
+    return with_words
+
+
+def test_all_runs_of_a_filter_are_acted_on_once_that_is_confirmed(manage, jobs, greet, engine, answer):
+    for _ in range(3):
+        greet.start()
+    asked = answer("y")
+
+    text = manage("cancel", "--where", "status=queued,job=greet", "--reason", "too many", "--actor", "ada")
+
+    assert asked == ["Cancel 3 runs? [y/N] "]
+    operation = Operation.objects.get()
+    assert text == (
+        f"Operation {operation.pk} is to cancel 3 runs. How far it is: manage.py jobs operations\n"
+    )
+    assert (operation.actor, operation.reason) == ("ada", "too many")
+    jobs.drain()
+    assert set(Run.objects.filter(job_id="greet").values_list("status", "reason")) == {
+        ("cancelled", "too many")
+    }
+    lines = manage("operations").splitlines()
+    assert re.match(rf"{operation.pk}  cancel  status=queued,job=greet +completed +.* 3/3", lines[1])
+
+
+def test_nothing_is_done_to_them_unless_it_is_confirmed(manage, greet, engine, answer):
+    greet.start()
+    answer("")
+    assert manage("cancel", "--where", "job=greet") == "Nothing was done.\n"
+    assert not Operation.objects.exists()
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_where_nobody_can_be_asked_it_has_to_be_said(extra, as_json, greet, engine, answer):
+    greet.start()
+    if extra:
+        answer("y")
+    line, code = refusal("cancel", "--where", "job=greet", *extra)
+    assert (line, code) == ("Cancel 1 run? Say --yes to do so.", 2)
+
+    document = as_json("cancel", "--where", "job=greet", "--where", "until=2100-01-01", "--yes")
+    assert (document["verb"], document["total"], document["status"]) == ("cancel", 1, "working")
+    assert document["filter"] == {"job": ["greet"], "until": "2100-01-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word", "code"),
+    [
+        (["--where", "jobs=greet"], 'Did you mean "job"', 1),
+        (["--where", "job=nobody"], "No such run", 1),
+        (["--where", "greet"], "name=value", 2),
+        (["--where", "job="], "name=value", 2),
+        (["--where", "since=yesterday"], "ISO", 2),
+        (["--where", "job=greet", "--alone"], "--alone is for runs that are named", 2),
+        ([], "Name runs", 2),
+        ([str(uuid4()), "--where", "job=greet"], "one of the two", 2),
+    ],
+)
+def test_a_filter_that_cannot_be_is_one_clear_line(arguments, word, code, greet, engine):
+    greet.start()
+    line, returncode = refusal("cancel", *arguments, "--yes")
+    assert word in line
+    assert returncode == code
+    assert not Operation.objects.exists()
+
+
+def test_an_operation_is_aborted(manage, as_json, jobs, greet, engine):
+    greet.start()
+    assert "No operations yet" in manage("operations")
+    manage("cancel", "--where", "job=greet", "--yes")
+    operation = Operation.objects.get()
+
+    assert "0 of 1 runs" in manage("abort", operation.pk)
+
+    assert [row["status"] for row in as_json("operations", "--limit", 1)] == ["aborted"]
+    assert "is aborted" in refusal("abort", operation.pk)[0]
+    assert refusal("abort", "nonsense") == ("There is no operation nonsense.", 1)
+    jobs.drain()
+    assert Run.objects.get(job_id="greet").status == "completed"
+
+
+def test_what_an_operation_was_refused_is_shown_beneath_it(manage, jobs, fail, engine, monkeypatch):
+    jobs.run(fail)
+    monkeypatch.delitem(registry._jobs, "fail")
+    manage("retry", "--where", "status=failed", "--yes")
+    jobs.drain()
+
+    text = manage("operations")
+    assert 'JobNotFound: No job "fail" is declared' in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 # pause and resume
@@ -675,7 +786,10 @@ def options(command, verb=None):
     return sorted(name for name in given - django_s if name.startswith("--"))
 
 
-VERBS = "list runs show emit trigger cancel retry replay skip-wait pause resume prune health doctor".split()
+VERBS = (
+    "list runs show emit trigger cancel retry replay skip-wait operations abort pause resume prune".split()
+)
+VERBS += ["health", "doctor"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
