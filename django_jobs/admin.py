@@ -196,7 +196,7 @@ class EventAdmin(ReadOnlyAdmin):
 class JobAdmin(ReadOnlyAdmin):
     list_display = ("id", "group", "started_by", "registered", "next_run_at", "runs")
     search_fields = ("id",)
-    exclude = ("triggers", "declared", "paused_at")
+    exclude = ("triggers", "declared", "paused_after")
     readonly_fields = ("started_by", "registered", "runs")
 
     @admin.display(description=_("triggers"))

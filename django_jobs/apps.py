@@ -17,6 +17,7 @@ class DjangoJobsConfig(AppConfig):
         from . import (
             checks,  # noqa: F401 (registers the system checks)
             events,  # noqa: F401 (connects emission by signal)
+            operations,  # noqa: F401 (declares a job of the engine's own)
             registry,
         )
 

@@ -22,7 +22,7 @@ from django_q.signing import BadSignature, SignedPackage
 from django_q.worker import worker
 
 from . import registry
-from .models import Event, Run, claim
+from .models import Event, Job, Run, claim
 from .models.sql import adapt, instant
 from .scheduler import CLUSTER, FIRE
 
@@ -41,6 +41,10 @@ class Outlook(NamedTuple):
     unrouted: bool = False
 
 
+#: The ids of the paused jobs, which have no comma in them.
+_PAUSED = {"postgresql": "string_agg(id, ',')"}
+
+
 class RunBroker(ORM):
     """Serve due runs, and the ordinary messages of the cluster ``django_jobs``."""
 
@@ -50,6 +54,8 @@ class RunBroker(ORM):
         super().__init__(list_key or CLUSTER)
         self.queues = list(queues) if queues else None
         self.worker = worker or socket.gethostname()
+        #: The jobs that people have paused, as of the last look ahead; None before the first.
+        self.paused: frozenset[str] | None = None
 
     def __getstate__(self) -> Any:
         return self.list_key, self._info, self.queues, self.worker
@@ -57,13 +63,15 @@ class RunBroker(ORM):
     def __setstate__(self, state: Any) -> None:
         *parent, self.queues, self.worker = state
         super().__setstate__(tuple(parent))
+        self.paused = None
 
     def info(self) -> str:
         return f"django_jobs, {connections[router.db_for_write(Run)].vendor}"
 
     def served(self) -> list[str]:
-        """List the ids of the jobs this cluster runs: all it knows, or those of its queues."""
-        return [job.id for job in registry.known() if self.queues is None or job.queue in self.queues]
+        """List the ids of the jobs this cluster runs: all it knows, or those of its queues; none that is paused."""
+        known = [job for job in registry.known(own=True) if self.queues is None or job.queue in self.queues]
+        return [job.id for job in known if not self.paused or job.id not in self.paused]
 
     def dequeue(self, slots: int = 1) -> list[tuple[Any, Any]]:
         """
@@ -71,6 +79,8 @@ class RunBroker(ORM):
 
         There is nothing to acknowledge: the run's own row says how it stands.
         """
+        if self.paused is None:
+            self.outlook()
         runs = Run.objects.using(router.db_for_write(Run))
         claimed = runs.claim(slots, jobs=self.served(), queues=self.queues, worker=self.worker)
         return [(None, run) for run in claimed]
@@ -104,7 +114,11 @@ class RunBroker(ORM):
         monitor(_Queue(iter([*done, "STOP"])), self)
 
     def outlook(self) -> Outlook:
-        """Look ahead, in one statement where runs and django-q2's tables share a database."""
+        """
+        Look ahead, in one statement where runs and django-q2's tables share a database.
+
+        Learns what is paused on the way, and looks once more if that is news.
+        """
         now = timezone.now()
         using = router.db_for_write(Run)
         quote = connections[using].ops.quote_name
@@ -112,7 +126,11 @@ class RunBroker(ORM):
             Run.objects.using(using), jobs=self.served(), queues=self.queues, now=now
         )
         events = quote(Event._meta.db_table)
-        statement = f"SELECT ({wake}), EXISTS (SELECT 1 FROM {events} WHERE unrouted IS NOT NULL)"  # noqa: S608 (names only)
+        ids = _PAUSED.get(connections[using].vendor, "group_concat(id)")
+        statement = (
+            f"SELECT ({wake}), EXISTS (SELECT 1 FROM {events} WHERE unrouted IS NOT NULL),"  # noqa: S608 (names only)
+            f" (SELECT {ids} FROM {quote(Job._meta.db_table)} WHERE paused_at IS NOT NULL)"
+        )
         if using == router.db_for_write(Schedule) == (Conf.ORM or "default"):
             schedules, mail_table = quote(Schedule._meta.db_table), quote(OrmQ._meta.db_table)
             ours = f"SELECT MIN(next_run) FROM {schedules} WHERE cluster = %s AND repeats <> 0"  # noqa: S608
@@ -121,12 +139,15 @@ class RunBroker(ORM):
                 f" (SELECT MIN(id) FROM {mail_table} WHERE {quote('key')} = %s AND {quote('lock')} < %s)"
             )
             parameters += [CLUSTER, now, CLUSTER, now, self.list_key, now]
-            run, unrouted, schedule, overdue, mail = _one_row(using, statement, parameters)
+            run, unrouted, paused, schedule, overdue, mail = _one_row(using, statement, parameters)
         else:
-            run, unrouted = _one_row(using, statement, parameters)
+            run, unrouted, paused = _one_row(using, statement, parameters)
             schedule = self._schedules().filter(next_run__gt=now).aggregate(next=Min("next_run"))["next"]
             overdue = self._schedules().filter(next_run__lte=now).exists()
             mail = OrmQ.objects.using(Conf.ORM).filter(key=self.list_key, lock__lt=now).exists()
+        before, self.paused = self.paused, frozenset(paused.split(",") if paused else ())
+        if self.paused != before and (before or self.paused):
+            return self.outlook()
         run, schedule = (instant(connections[using], time) for time in (run, schedule))
         return Outlook(run, schedule, bool(overdue), bool(mail), bool(unrouted))
 

@@ -66,7 +66,7 @@ def _look_back(current: Pass, listeners: list[Listener]) -> str | None:
     for one in listeners:
         by_name.setdefault(one.event_name, []).append(one)
     events = Event.objects.using(current.using).filter(
-        name__in=by_name, received_at__gte=current.run.queued_at
+        edited_from=None, name__in=by_name, received_at__gte=current.run.queued_at
     )
     for event in events.exclude(pk=cast(UUID, current.run.event_id)).order_by("received_at", "id").iterator():
         if any(is_meant(one, event) for one in by_name[event.name]):

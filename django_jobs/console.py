@@ -17,7 +17,7 @@ from django.utils.duration import duration_iso_string
 
 from . import clock
 from .health import Finding, span
-from .models import Attempt, Job, Log, Run, Step
+from .models import Attempt, Job, Log, Operation, Run, Step
 
 #: Tables are cut to fit this many columns.
 WIDTH = 98
@@ -38,8 +38,11 @@ STYLES = {
     "running": "WARNING",
     "sleeping": "HTTP_NOT_MODIFIED",
     "waiting": "HTTP_NOT_MODIFIED",
+    "working": "WARNING",
     "error": "ERROR",
     "warning": "WARNING",
+    "paused": "WARNING",
+    "paused, skips": "WARNING",
     "on": "SUCCESS",
     "healthy": "SUCCESS",
     "unhealthy": "ERROR",
@@ -102,7 +105,9 @@ def jobs_table(rows: Iterable[tuple[Job, Run | None]], style: Any) -> str:
 def _state(job: Job) -> str:
     if not job.declared:
         return "not declared"
-    return f"off: {job.closed_by}" if job.closed_by else "on"
+    if job.closed_by:
+        return f"off: {job.closed_by}"
+    return {"wait": "paused", "skip": "paused, skips"}.get(job.pause_mode, "on")
 
 
 def _last(run: Run | None, now: datetime) -> str:
@@ -173,6 +178,38 @@ def _facts(run: Run) -> str:
         "Output": shown(run.output) if run.output is not None else "",
     }
     return "\n".join(f"  {name:<9} {clean(str(fact))}" for name, fact in facts.items() if fact)
+
+
+def operations_table(operations: Iterable[Operation], style: Any) -> str:
+    """Show operations with how far they have come; the first refusal of each beneath."""
+    now = clock.now()
+    heads = ["OPERATION", "VERB", "WHERE", "STATUS", "BEGAN", "DONE", "SKIPPED", "FAILED"]
+    operations = list(operations)
+    cells = [
+        [
+            str(one.pk),
+            one.verb,
+            where(one.filter),
+            one.status,
+            relative(one.created_at, now),
+            f"{one.done}/{one.total}",
+            str(one.skipped or ""),
+            str(one.failed or ""),
+        ]
+        for one in operations
+    ]
+    first, *lines = table(heads, cells, style, shrink=[2], coloured=3).split("\n")
+    for one, line in zip(operations, lines, strict=True):
+        first += f"\n{line}"
+        if one.refusals:
+            first += f"\n{_cut(clean('{:38}{}'.format('', one.refusals[0]['reason'])), WIDTH)}"
+    return first
+
+
+def where(filter: dict[str, Any]) -> str:
+    """Word a filter as the command line takes it."""
+    pairs = [(name, [value] if isinstance(value, str) else value) for name, value in filter.items()]
+    return ",".join(f"{name}={value}" for name, values in pairs for value in values)
 
 
 def _steps_table(steps: Iterable[Step], style: Any) -> str:

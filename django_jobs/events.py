@@ -114,6 +114,31 @@ def start(job: registry.Job, data: dict | None = None, *, parent: Run | None = N
     return run
 
 
+def start_again(job: registry.Job, old: Run, data: dict | None, using: str) -> Run:
+    """
+    Start ``job`` once more for what ``old`` was for; with ``data``, as if its event had said that instead.
+
+    The run then has an event of its own, by the same name, for the job to read. It is recorded, not
+    emitted. A cron's run keeps its slot, but does not stand for it: the old one does.
+    """
+    now = clock.now()
+    with _transaction(using):
+        event = old.event if data is None else _edited(old.event, data, now, using)
+        run = _run(job, event, now)
+        run.replay_of, run.scheduled_for = old, old.scheduled_for
+        _finish(using, [], [run])
+    return run
+
+
+def _edited(event: Event | None, data: dict, now: datetime, using: str) -> Event:
+    edited, _ = _draft(EventSpec(event.name if event else STARTED, data), now, starts="the replay")
+    edited.unrouted = None  # It never happened.
+    if event:
+        edited.key, edited.occurred_at, edited.edited_from = event.key, event.occurred_at, event.pk
+    edited.save(using=using, force_insert=True)
+    return edited
+
+
 def _transaction(using: str) -> transaction.Atomic:
     # Without a savepoint: it would cost the caller's transaction two statements and protect nothing.
     return transaction.atomic(using=using, savepoint=False)
@@ -276,7 +301,7 @@ def _wanted(job: registry.Job, event: Event) -> bool:
     return any(trigger.when is None or trigger.when(event) for trigger in mine)
 
 
-def _run(job: registry.Job, event: Event, now: datetime) -> Run:
+def _run(job: registry.Job, event: Event | None, now: datetime) -> Run:
     return Run(
         id=uuid7(),
         job_id=job.id,
@@ -284,14 +309,16 @@ def _run(job: registry.Job, event: Event, now: datetime) -> Run:
         queue=job.queue,
         priority=_priority(job, event),
         event=event,
-        wake_at=max(event.occurred_at, now),
+        wake_at=max(event.occurred_at, now) if event else now,
         queued_at=now,
     )
 
 
-def _priority(job: registry.Job, event: Event) -> int:
+def _priority(job: registry.Job, event: Event | None) -> int:
     if not callable(job.priority):
         return job.priority
+    if event is None:
+        return 0
     priority = job.priority(event)
     if not registry.is_priority(priority):
         raise TypeError(f"a priority is a whole number of at most 32 bits, not {priority!r}")

@@ -29,7 +29,7 @@ class InvalidEvent(JobsError):
 
 
 class InvalidVerb(JobsError):
-    """This cannot be done to a run in this state."""
+    """This cannot be done as things stand; nothing was changed."""
 
 
 class UnknownGate(JobsError, ImproperlyConfigured):

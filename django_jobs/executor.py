@@ -85,9 +85,10 @@ def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
 
 def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool]) -> Pass:
     history = History()
-    if run.passes == 1:
+    is_blank = run.passes == 1 and not run.replay_of_id  # A replay may begin with copied checkpoints.
+    if is_blank:
         history.event = brought_event(run, using)
-    if run.passes > 1 or (run.event_id and history.event is None):
+    if not is_blank or (run.event_id and history.event is None):
         history = outlast(using, lambda: read_history(run, using))
     if run.passes == 1 and signals.run_started.has_listeners(Run):
         signals.announce(signals.run_started, Run, using=using, run=run)

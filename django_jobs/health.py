@@ -19,7 +19,7 @@ from . import clock, flags, registry, scheduler, services
 from .checks import TAG
 from .conf import conf
 from .exceptions import UnknownGate
-from .models import OPEN, Run, RunStatus, Worker
+from .models import OPEN, Job, Run, RunStatus, Worker
 from .models.worker import ALIVE
 
 #: What has been due for longer than this is late.
@@ -65,7 +65,8 @@ def health() -> dict[str, Any]:
 
 def _examine(report: dict[str, Any], using: str, now: datetime) -> None:
     workers = Worker.objects.using(using).alive().count()
-    late = _lateness(_due(using, now).filter(job_id__in=_known()).aggregate(at=Min("wake_at"))["at"], now)
+    mine = _due(using, now).filter(job_id__in=_known()).exclude(job_id__in=_paused(using))
+    late = _lateness(mine.aggregate(at=Min("wake_at"))["at"], now)
     crons_late = _lateness(scheduler.next_run(), now)
     reasons = []
     if not workers:
@@ -172,14 +173,18 @@ def _workers(using: str, now: datetime) -> Iterator[Finding]:
 
 def _waiting(using: str, now: datetime) -> Iterator[Finding]:
     """Say of each job why its due runs are not taken up."""
-    workers = list(Worker.objects.using(using).alive())
-    due = _due(using, now).filter(job_id__in=_known()).order_by("job_id", "queue").values("job_id", "queue")
+    workers, paused = list(Worker.objects.using(using).alive()), _paused(using)
+    due = _due(using, now).filter(job_id__in=_known(own=True))
+    due = due.order_by("job_id", "queue").values("job_id", "queue")
     for row in due.annotate(runs=Count("pk"), since=Min("wake_at")):
         job, late = registry.find(row["job_id"]), now - row["since"]
         what = f"Due: {_runs(row)}, the oldest for {span(late)}"
         if job and not _gate_error(job) and (flag := job.closed_by):
             mend = f"Switch {flag} on to let them run; else the next worker marks them as skipped."
             yield Finding("gate-off", "warning", f"{what}; the gate {flag} is off.", mend)
+        elif row["job_id"] in paused:
+            mend = f"To let them run: manage.py jobs resume {row['job_id']}"
+            yield Finding("paused", "warning", f"{what}; the job is paused.", mend)
         elif not workers:
             yield Finding("waiting", "error", f"{what}; no worker is up.", "Start one: manage.py runjobs")
         elif not any(not worker.queues or row["queue"] in worker.queues for worker in workers):
@@ -193,7 +198,7 @@ def _waiting(using: str, now: datetime) -> Iterator[Finding]:
 
 
 def _undeclared(using: str, now: datetime) -> Iterator[Finding]:
-    stray = _open(using).exclude(job_id__in=_known()).order_by("job_id").values("job_id")
+    stray = _open(using).exclude(job_id__in=_known(own=True)).order_by("job_id").values("job_id")
     for row in stray.annotate(runs=Count("pk")):
         what = f"Open: {_runs(row)}, a job that this code does not declare."
         mend = (
@@ -256,8 +261,12 @@ def _due(using: str, now: datetime) -> Any:
     return _open(using).filter(wake_at__lte=now)
 
 
-def _known() -> list[str]:
-    return [job.id for job in registry.known()]
+def _known(*, own: bool = False) -> list[str]:
+    return [job.id for job in registry.known(own=own)]
+
+
+def _paused(using: str) -> set[str]:
+    return set(Job.objects.using(using).paused().values_list("pk", flat=True))
 
 
 def _lateness(due: datetime | None, now: datetime) -> timedelta:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.db import Error, InterfaceError, OperationalError, connections, router
 
-from . import clock, routing, scheduler, services, signals, wakeup
+from . import clock, pauses, routing, scheduler, services, signals, wakeup
 from .broker import Outlook, RunBroker
 from .channel import Channel, Closed
 from .conf import conf
@@ -136,6 +136,8 @@ class Pusher:
         if now - self.beaten >= HEARTBEAT:
             self.beat()
             self.beaten = now
+            if self.broker.paused:
+                self._try("skip what came for paused jobs", pauses.skip_new, self.using)
         if self._is_cron_time(now):
             self.ticked, self.tick_pause = now, min(2 * self.tick_pause + 1, LONGEST_WAIT)
             self._try("fire its crons", scheduler.tick)

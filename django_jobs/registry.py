@@ -23,6 +23,9 @@ from .triggers import CronTrigger, EventTrigger, candidates
 
 Trigger = EventTrigger | CronTrigger
 
+#: Ids that begin so are the engine's own. Those jobs are claimed and fired like any; listings leave them out.
+OWN = "django-jobs-"
+
 _KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _jobs: dict[str, "Job"] = {}
 _by_event: dict[str, list["Job"]] | None = None
@@ -106,6 +109,8 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
     """
     if callable(id):
         raise InvalidJob('@job takes the id of the job: @job("send-invoice", on("invoice/due")).')
+    if isinstance(id, str) and id.startswith(OWN):
+        raise InvalidJob(f'Job "{id}": ids that begin with {OWN} are the engine\'s own; choose another one.')
 
     def declare(handler: Callable[..., Any]) -> Job:
         if "backoff" in policy:
@@ -147,9 +152,10 @@ def get(job_id: str) -> Job:
 
 
 def _undeclared(job_id: str) -> str:
-    near = difflib.get_close_matches(str(job_id), _jobs, n=1)
+    ids = sorted(job.id for job in known())
+    near = difflib.get_close_matches(str(job_id), ids, n=1)
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    return f'No job "{job_id}" is declared.{hint} Declared: {", ".join(sorted(_jobs)) or "none"}.'
+    return f'No job "{job_id}" is declared.{hint} Declared: {", ".join(ids) or "none"}.'
 
 
 def find(job_id: str) -> Job | None:
@@ -157,19 +163,19 @@ def find(job_id: str) -> Job | None:
     return _jobs.get(job_id)
 
 
-def known() -> list[Job]:
-    """List every declared job; no gate is asked."""
-    return list(_jobs.values())
+def known(*, own: bool = False) -> list[Job]:
+    """List every declared job, with ``own`` the engine's own ones too; no gate is asked."""
+    return [job for job in _jobs.values() if own or not job.id.startswith(OWN)]
 
 
-def jobs() -> list[Job]:
-    """List the registered jobs, those whose gate is open."""
-    return [job for job in _jobs.values() if job.closed_by is None]
+def jobs(*, own: bool = False) -> list[Job]:
+    """List the registered jobs, those whose gate is open, with ``own`` the engine's own ones too."""
+    return [job for job in known(own=own) if job.closed_by is None]
 
 
 def declared() -> list[Declared]:
     """List every declared job with the flag that keeps it out, if one does."""
-    return [Declared(job, job.closed_by) for job in _jobs.values()]
+    return [Declared(job, job.closed_by) for job in known()]
 
 
 def listening(event_name: str) -> list[Job]:

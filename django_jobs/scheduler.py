@@ -19,14 +19,11 @@ from . import clock, registry, services, signals, wakeup
 from .exceptions import JobNotFound
 from .models import Job, Run, Worker
 from .models.fields import uuid7
-from .triggers import CronTrigger, spread
+from .triggers import PUNCTUAL, CronTrigger, spread
 
 #: The django-q2 cluster that ``runjobs`` is; a host's ``qcluster`` has another name and never fires our rows.
 CLUSTER = "django_jobs"
 FIRE = "django_jobs.scheduler.fire"
-
-#: A slot found later than this counts as missed, which is where ``catch_up`` decides.
-PUNCTUAL = timedelta(seconds=60)
 
 #: A job that another release has written down within this time is one of a release still at work.
 RELEASE = timedelta(minutes=3)

@@ -2,10 +2,11 @@
 The verbs of people: what the command line, the admin and host code do to runs and jobs.
 
 They go by what the database says happened, not by what an instance in memory looks like: an
-impossible verb raises ``InvalidVerb`` saying why, and changes nothing.
+impossible verb raises ``InvalidVerb`` saying why, and changes nothing. What was done, by whom (``actor``,
+a user or a name) and why is told by the signal ``admin_action``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,63 +15,130 @@ from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.query import QuerySet
 
-from . import clock, flags, registry, signals, wakeup
+from . import clock, flags, operations, pauses, registry, signals, verbs
 from .conf import conf
-from .exceptions import InvalidVerb, JobNotFound
-from .models import Attempt, Event, Job, Log, Run, Step
+from .exceptions import InvalidVerb
+from .models import Attempt, Event, Job, Log, Operation, PauseMode, Run, Step
+from .verbs import find_run
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
 BATCH = 500
 
 
-def find_run(run: Run | UUID | str, using: str | None = None) -> Run:
-    """Return the run as its row is now; raise ``InvalidVerb`` if there is none."""
-    key = run.pk if isinstance(run, Run) else run
-    try:
-        return Run.objects.using(using or router.db_for_write(Run)).get(pk=UUID(str(key)))
-    except (Run.DoesNotExist, ValueError):
-        raise InvalidVerb(f"There is no run {key}.") from None
-
-
-def cancel(run: Run | UUID | str, reason: str = "") -> Run:
+def cancel(run: Run | UUID | str, reason: str = "", cascade: bool = True, *, actor: Any = None) -> Run:
     """
-    Cancel an open run. It takes effect before the run's next step.
+    Cancel an open run, and with ``cascade`` the runs it invoked. It takes effect before the run's next step.
 
     A step in hand is not interrupted; what it returns is discarded, because the lease is gone.
     """
-    run = find_run(run)
-    using = router.db_for_write(Run)
-    if not Run.objects.using(using).filter(pk=run.pk).cancel(reason[:500]):
-        raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only an open run can be cancelled.")
-    run = find_run(run)
-    signals.announce(signals.run_finished, Run, using=using, run=run)
-    return run
+    ended = verbs.cancel(find_run(run), reason, cascade=cascade)
+    _tell("cancel", [one.pk for one in ended], reason, actor)
+    return ended[0]
 
 
-def retry(run: Run | UUID | str) -> Run:
+def retry(run: Run | UUID | str, *, reason: str = "", actor: Any = None) -> Run:
     """
     Let a failed run go on from its checkpoints, with a full set of retries.
 
     The step whose failure ended the run works again; a failed step that the job had caught stays as
     it is. The job must be registered: a run of another one would wait for ever, or be skipped.
     """
-    run = find_run(run)
+    run = verbs.retry(find_run(run))
+    _tell("retry", [run.pk], reason, actor)
+    return run
+
+
+def replay(
+    run: Run | UUID | str,
+    from_step: str | None = None,
+    data: dict | None = None,
+    *,
+    reason: str = "",
+    actor: Any = None,
+) -> Run:
+    """
+    Start a new run for what one that has ended was for, and return it; the old one stays as it is.
+
+    It runs by today's code of the job. With ``from_step`` what the old run remembers from before that
+    step is copied, sleeps and failures that the job had caught too; that step and all after it run
+    again, as everything does without. ``data`` stands in for the data of the event in the new run alone:
+    a step gets its arguments from the job's code, which gets them from there. No other job hears of it.
+    """
+    new = verbs.replay(find_run(run), from_step, data)
+    _tell("replay", [new.replay_of_id], reason, actor)
+    return new
+
+
+def skip_wait(run: Run | UUID | str, *, reason: str = "", actor: Any = None) -> Run:
+    """
+    Let a run that waits for its time go on now.
+
+    Its sleep counts as over, a wait for an event as timed out, the pause before a next attempt as past.
+    """
+    run = verbs.skip_wait(find_run(run))
+    _tell("skip_wait", [run.pk], reason, actor)
+    return run
+
+
+def pause(job_id: str, mode: str = "wait", *, reason: str = "", actor: Any = None) -> Job:
+    """
+    Let no run of the job begin another pass until it is resumed; clusters hear of it within a second.
+
+    A pass in progress goes on to where it sleeps or ends. New runs wait or, with ``mode="skip"``, are
+    skipped when their turn comes; the runs that were there before wait in either case.
+    """
+    if mode not in PauseMode.values:
+        raise InvalidVerb(f"What pauses a job is {' or '.join(PauseMode.values)}, not {mode!r}.")
+    using = router.db_for_write(Job)
+    if job := registry.find(job_id):  # A job that no cluster has written down yet may be paused too.
+        Job.objects.using(using).bulk_create([_row(job, job.closed_by, clock.now())], ignore_conflicts=True)
+    row = pauses.pause(job_id, PauseMode(mode))
+    _tell("pause", [job_id], reason, actor)
+    return row
+
+
+def resume(job_id: str, *, reason: str = "", actor: Any = None) -> Job:
+    """
+    Let the runs of a paused job go on, all at once.
+
+    Its crons go by their ``catch_up``, as after a time in which no cluster was up.
+    """
+    row = pauses.resume(job_id)
+    _tell("resume", [job_id], reason, actor)
+    return row
+
+
+def bulk(verb: str, filter: Mapping[str, Any], reason: str = "", actor: Any = None) -> Operation:
+    """
+    Do ``cancel``, ``retry``, ``replay`` or ``skip_wait`` to all runs that ``filter`` chooses, in the clusters.
+
+    A filter says one or more of ``job``, ``status``, ``version``, ``error`` (its type) and ``runs``, each
+    one value or several, and ``since`` and ``until``, by when the runs were queued. Only runs that are
+    there now are meant. Each is acted on once, whatever dies meanwhile; one that is refused is counted
+    and keeps none of the others from it. ``matching`` tells how many they are.
+    """
+    operation = operations.begin(verb, filter, reason, "" if actor is None else str(actor))
+    _tell("bulk", [operation.pk], reason, actor)
+    return operation
+
+
+def matching(verb: str, filter: Mapping[str, Any]) -> int:
+    """Return how many runs ``bulk`` would choose now."""
+    return operations.count(verb, filter)
+
+
+def abort(operation: Operation | UUID | str, *, reason: str = "", actor: Any = None) -> Operation:
+    """Stop an operation after at most the batch in hand; what it has done stays done."""
+    operation = operations.abort(operation)
+    _tell("abort", [operation.pk], reason, actor)
+    return operation
+
+
+def _tell(verb: str, ids: Sequence[Any], reason: str, actor: Any) -> None:
+    """Say what a person did, once it is committed."""
     using = router.db_for_write(Run)
-    _check_registered(run)
-    with transaction.atomic(using=using):
-        if not Run.objects.using(using).filter(pk=run.pk).requeue():
-            raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only a failed run can be retried.")
-        if (run.error or {}).get("type") == "StepError":
-            Step.objects.using(using).filter(run=run).reopen_last()
-        wakeup.ring(using)
-    return find_run(run)
-
-
-def _check_registered(run: Run) -> None:
-    try:
-        registry.get(run.job_id)
-    except JobNotFound as error:
-        raise InvalidVerb(f"Run {run.pk} cannot go on. {error}") from error
+    news = {"actor": actor, "verb": verb, "ids": list(ids), "reason": reason}
+    signals.announce(signals.admin_action, Run, using=using, **news)
 
 
 def sync(using: str | None = None) -> None:

@@ -27,7 +27,7 @@ run_finished = Signal()
 step_finished = Signal()
 #: An event was recorded. Arguments: event.
 event_received = Signal()
-#: A person acted on a run or a job. Arguments: actor, verb, ids, reason.
+#: A person acted. Arguments: actor (a user, a name or None), verb, ids (what was acted on), reason.
 admin_action = Signal()
 
 #: Send it to emit an event. Arguments: name, data, key, at.

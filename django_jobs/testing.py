@@ -19,7 +19,7 @@ from unittest import TestCase
 from django.db import connections, router
 from django.db.models import Min
 
-from . import clock, executor, passes, registry, rehearsal, routing, scheduler
+from . import clock, executor, passes, pauses, registry, rehearsal, routing, scheduler
 from .models import OPEN, Event, Run, RunStatus, Step, claim
 
 #: More passes than this in one ``drain`` mean that a job goes round in a circle.
@@ -142,7 +142,7 @@ class Jobs:
 
     def emitted(self, name: str | None = None) -> list[Event]:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
-        events = Event.objects.order_by("received_at", "id")
+        events = Event.objects.filter(edited_from=None).order_by("received_at", "id")
         return list(events.filter(name=name) if name else events.exclude(name__startswith="django_jobs/"))
 
     def queued(self, job: registry.Job | str | None = None) -> list[Run]:
@@ -243,9 +243,11 @@ class Jobs:
                 return
 
     def _claim(self) -> list[Run]:
-        known = [job.id for job, _ in registry.declared()]
+        using = router.db_for_write(Run)
+        paused = pauses.skip_new(using)
+        jobs = [job.id for job in registry.known(own=True) if job.id not in paused]
         claim.forget()  # On MariaDB a priority never seen before would have to wait a second, a real one.
-        return Run.objects.using(router.db_for_write(Run)).claim(1, jobs=known, worker="test")
+        return Run.objects.using(using).claim(1, jobs=jobs, worker="test")
 
     def _next_stop(self, with_crons: bool) -> datetime | None:
         slots = [cron.next(self._now) for job in registry.jobs() for cron in job.crons if with_crons]

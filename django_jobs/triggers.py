@@ -27,6 +27,8 @@ from .exceptions import InvalidEvent, InvalidJob
 MAX_NAME = 255
 RESERVED = "django_jobs/"
 CATCH_UP = ("skip", "latest", "all")
+#: A slot found later than this counts as missed, which is where ``catch_up`` decides.
+PUNCTUAL = timedelta(seconds=60)
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _JOINT = re.compile(r"[/.](?=.)")

@@ -135,7 +135,7 @@ def _listen(current: Pass, step: Step, wanted: Wanted) -> None:
 def _look_back(current: Pass, wanted: Wanted, until: datetime) -> Iterable[Event]:
     """Iterate over the events that may be wanted, oldest first. Index: name and received_at."""
     found = Event.objects.using(current.using).filter(
-        name__in=wanted.names, received_at__gte=wanted.since, received_at__lte=until
+        edited_from=None, name__in=wanted.names, received_at__gte=wanted.since, received_at__lte=until
     )
     for number, (path, value) in enumerate(wanted.values.items()):
         if isinstance(value, str | int) and not isinstance(value, bool):

@@ -2,9 +2,10 @@
 
 from .attempt import Attempt
 from .event import Event
-from .job import Job
+from .job import Job, PauseMode
 from .listener import Delivery, Listener
 from .log import Log
+from .operation import Operation, OperationStatus
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -19,6 +20,9 @@ __all__ = [
     "Job",
     "Listener",
     "Log",
+    "Operation",
+    "OperationStatus",
+    "PauseMode",
     "Run",
     "RunStatus",
     "Step",

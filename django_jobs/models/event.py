@@ -25,6 +25,9 @@ class Event(models.Model):
     received_at = models.DateTimeField(_("received at"))
     #: True until a cluster has looked who waits for it, then None.
     unrouted = models.BooleanField(null=True, default=True, editable=False)
+    #: The event that this one is, with other data, for a replay. It never happened: nothing is triggered by
+    #: it, nothing that waits is told of it, and nothing that looks back finds it.
+    edited_from = models.UUIDField(_("edited from"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("event")

@@ -1,7 +1,35 @@
-"""What the registry knows, written down for people. Never read on the hot path."""
+"""
+What the registry knows, written down for people, and what people have paused.
+
+Never read on the hot path: a cluster learns of a pause when it looks what is due next.
+"""
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+
+from .. import clock
+from .fields import uuid7
+
+
+class PauseMode(models.TextChoices):
+    """What becomes of the runs that come while a job is paused."""
+
+    WAIT = "wait", _("new runs wait")
+    SKIP = "skip", _("new runs are skipped")
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def paused(self) -> "JobQuerySet":
+        """Those people have paused. A handful of rows: no index needed."""
+        return self.filter(paused_at__isnull=False)
+
+    def pause(self, mode: PauseMode) -> int:
+        """Pause jobs, or have what comes while they are paused treated as by ``mode`` from now on."""
+        changes = {"paused_at": clock.now(), "pause_mode": mode, "paused_after": uuid7()}
+        return self.exclude(pause_mode=mode).update(**changes)
+
+    def resume(self) -> int:
+        return self.paused().update(paused_at=None, pause_mode="", paused_after=None)
 
 
 class Job(models.Model):
@@ -18,13 +46,25 @@ class Job(models.Model):
     #: False when no installed code declares it any more.
     declared = models.BooleanField(_("declared"), default=True)
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
+    pause_mode = models.CharField(_("pause"), max_length=4, choices=PauseMode, blank=True, default="")
+    #: A run came before the pause if its id does; two instants may be one on a clock that stands still.
+    paused_after = models.UUIDField(_("paused after"), null=True, blank=True)
     next_run_at = models.DateTimeField(_("next run at"), null=True, blank=True)
     synced_at = models.DateTimeField(_("synced at"))
+
+    objects = JobQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("job")
         verbose_name_plural = _("jobs")
         ordering = ["group", "id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(paused_at__isnull=True, pause_mode="")
+                | models.Q(paused_at__isnull=False, pause_mode__in=PauseMode.values),
+                name="django_jobs_job_paused",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.id

@@ -107,6 +107,11 @@ class RunQuerySet(models.QuerySet["Run"]):
             RunStatus.QUEUED, wake_at=clock.now(), attempt=0, crashes=0, error=None, reason=""
         )
 
+    def hurry(self, now: datetime) -> int:
+        """Let runs that wait for their time, in no worker's hands, be due ``now``; their status stays."""
+        parked = self.filter(status__in=[RunStatus.QUEUED, RunStatus.SLEEPING], wake_at__gt=now)
+        return parked.update(wake_at=now)
+
     def _move(self, to: RunStatus, **changes: Any) -> int:
         """Bring the rows that may go there to ``to``; return how many went."""
         runs = self.filter(status__in=MOVES[to])

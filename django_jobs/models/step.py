@@ -1,6 +1,8 @@
 """The checkpoint: a named piece of a run whose result is remembered."""
 
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.db import connections, models
 from django.utils.translation import gettext_lazy as _
@@ -23,6 +25,10 @@ class StepKind(models.TextChoices):
     EMIT = "emit", _("emit")
     WAIT = "wait", _("wait")
     INVOKE = "invoke", _("invoke")
+
+
+#: The kinds whose waiting a person may end. Not of one that waits for another run: only that can answer.
+HURRIED = ("run", "atomic", "emit", "sleep", "wait")
 
 
 class StepQuerySet(models.QuerySet["Step"]):
@@ -56,6 +62,31 @@ class StepQuerySet(models.QuerySet["Step"]):
         return self.filter(held, pk=step.pk).update(
             **changes, output=models.Value(output, models.TextField())
         )
+
+    def copy(self, source: UUID, target: UUID, *, before: int) -> int:
+        """
+        Copy what the run ``source`` remembers from before one of its steps to the run ``target``.
+
+        In the order it was made, in one statement however many there are. A step that still waited when
+        the run ended is none: it works again. Unique index on (run, name).
+        """
+        connection = connections[self.db]
+        q = connection.ops.quote_name
+        fields = [field.attname for field in Step._meta.concrete_fields]
+        columns = ", ".join(q(column) for column in fields if column not in ("id", "run_id"))
+        table = q(Step._meta.db_table)
+        statement = (
+            f"INSERT INTO {table} ({q('run_id')}, {columns}) SELECT %s, {columns} FROM {table}"  # noqa: S608 (names only)
+            f" WHERE {q('run_id')} = %s AND {q('id')} < %s AND {q('status')} <> %s ORDER BY {q('id')}"
+        )
+        parameters = [target, source, before, StepStatus.WAITING.value]
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [adapt(connection, value) for value in parameters])
+            return cursor.rowcount
+
+    def hurry(self, now: datetime) -> int:
+        """Let what these steps wait for be over ``now``: a sleep, the pause before the next attempt, an event."""
+        return self.filter(status=StepStatus.WAITING, kind__in=HURRIED).update(wake_at=now)
 
     def reopen_last(self) -> int:
         """Let the step that failed last work again, as if it had not been tried."""

@@ -14,10 +14,11 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import override_settings
 
-from django_jobs import console, cron, emit, job, on, services
+from django_jobs import console, cron, emit, job, on, operations, registry, services, signals
+from django_jobs.management import acting
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
-from django_jobs.models import Event, Job, Run, RunStatus, Step
+from django_jobs.models import Event, Job, Operation, Run, RunStatus, Step
 
 ROOT = Path(__file__).parents[2]
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -413,6 +414,269 @@ def test_retry_lets_a_failed_run_go_on(manage, as_json, jobs, fail):
     assert (run.status, run.output) == ("completed", "mended")
 
 
+@pytest.fixture
+def heard():
+    """What receivers are told of people, as (actor, verb, ids, reason)."""
+    told = []
+
+    def hear(sender, actor, verb, ids, reason, **rest):
+        told.append((actor, verb, ids, reason))
+
+    signals.admin_action.connect(hear)
+    yield told
+    signals.admin_action.disconnect(hear)
+
+
+def test_several_runs_are_acted_on_in_one_go(manage, as_json, greet):
+    runs = [greet.start() for _ in range(4)]
+
+    lines = manage("cancel", *(run.pk for run in runs[:2])).splitlines()
+    documents = as_json("cancel", *(run.pk for run in runs[2:]))
+
+    assert [str(run.pk) in line for run, line in zip(runs, lines, strict=False)] == [True, True]
+    assert [document["id"] for document in documents] == [str(run.pk) for run in runs[2:]]
+    assert set(Run.objects.values_list("status", flat=True)) == {"cancelled"}
+
+
+def test_one_that_is_refused_keeps_no_other_from_it(capsys, jobs, greet):
+    over, waiting = jobs.run(greet), greet.start()
+
+    line, code = refusal("cancel", over.pk, "nonsense", waiting.pk, "--json")
+
+    assert code == 1
+    assert f"Run {over.pk} is completed; only an open run can be cancelled. There is no run nonsense." == line
+    [document] = json.loads(capsys.readouterr().out)
+    assert (document["id"], document["status"]) == (str(waiting.pk), "cancelled")
+
+
+def test_the_runs_a_run_invoked_are_cancelled_with_it_unless_it_goes_alone(manage, greet):
+    for alone in ([], ["--alone"]):
+        parent, child = greet.start(), greet.start()
+        Run.objects.filter(pk=child.pk).update(parent=parent)
+        manage("cancel", parent.pk, *alone)
+        child.refresh_from_db()
+        assert child.status == ("queued" if alone else "cancelled")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_receivers_are_told_who_did_it_and_why(manage, greet, heard, monkeypatch):
+    run = greet.start()
+    monkeypatch.setenv("LOGNAME", "ada")
+    manage("cancel", run.pk, "--reason", "a mistake")
+    manage("replay", run.pk, "--actor", "bob")
+    assert heard == [("ada", "cancel", [run.pk], "a mistake"), ("bob", "replay", [run.pk], "")]
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch):
+    def nameless():
+        raise OSError("no such user")
+
+    monkeypatch.setattr(acting.getpass, "getuser", nameless)
+    assert acting.user() == f"uid {os.getuid()}"
+
+
+# replay and skip-wait
+
+
+@pytest.fixture
+def trip(jobs):
+    """A run of three steps, over."""
+
+    @job("trip")
+    def trip(ctx):
+        ctx.step.run("pack", lambda: None)
+        ctx.step.sleep("night", timedelta(days=1))
+        return ctx.step.run("go", lambda: ctx.event.data.get("to", "home"))
+
+    run = jobs.run(trip)
+    jobs.advance(timedelta(days=1))
+    return run
+
+
+def test_replay_starts_a_new_run_from_a_step_with_other_data(manage, as_json, jobs, trip):
+    assert str(trip.pk) in manage("replay", trip.pk)
+
+    new = as_json("replay", trip.pk, "--from-step", "go", "--data", '{"to": "sea"}')
+    jobs.drain()
+
+    assert (new["replay_of"], new["status"]) == (str(trip.pk), "queued")
+    assert Run.objects.get(pk=new["id"]).output == "sea"
+
+
+def test_a_step_that_is_not_there_is_one_clear_line(trip):
+    line, code = refusal("replay", trip.pk, "--from-step", "goo")
+    assert line == f'Run {trip.pk} has no step "goo". It has: go, night, pack.'
+    assert code == 1
+
+
+@pytest.mark.parametrize("data", ["{nonsense", "[1]"])
+def test_other_data_that_is_no_json_object_is_a_usage_error(data, trip):
+    assert refusal("replay", trip.pk, "--data", data)[1] == 2
+    assert Run.objects.count() == 1
+
+
+def test_other_data_that_cannot_be_kept_is_refused(trip):
+    line, code = refusal("replay", trip.pk, "--data", '{"a": NaN}')
+    assert ".a" in line
+    assert code == 1
+
+
+def test_skip_wait_lets_a_sleeping_run_go_on(manage, as_json, jobs, trip):
+    run = jobs.run("trip")
+
+    assert f"Run {run.pk} of trip goes on now." in manage("skip-wait", run.pk)
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert run.status == "completed"
+    assert "only one that sleeps" in refusal("skip-wait", run.pk)[0]
+
+
+# all runs of a filter
+
+
+@pytest.fixture
+def engine(greet):
+    """The engine's own job is there to work operations off."""
+    registry.register(operations.job)
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Somebody sits there and answers."""
+
+    def with_words(words):
+        asked = []
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or words)
+        return asked
+
+    return with_words
+
+
+def test_all_runs_of_a_filter_are_acted_on_once_that_is_confirmed(manage, jobs, greet, engine, answer):
+    for _ in range(3):
+        greet.start()
+    asked = answer("y")
+
+    text = manage("cancel", "--where", "status=queued,job=greet", "--reason", "too many", "--actor", "ada")
+
+    assert asked == ["Cancel 3 runs? [y/N] "]
+    operation = Operation.objects.get()
+    assert text == (
+        f"Operation {operation.pk} is to cancel 3 runs. How far it is: manage.py jobs operations\n"
+    )
+    assert (operation.actor, operation.reason) == ("ada", "too many")
+    jobs.drain()
+    assert set(Run.objects.filter(job_id="greet").values_list("status", "reason")) == {
+        ("cancelled", "too many")
+    }
+    lines = manage("operations").splitlines()
+    assert re.match(rf"{operation.pk}  cancel  status=queued,job=greet +completed +.* 3/3", lines[1])
+
+
+def test_nothing_is_done_to_them_unless_it_is_confirmed(manage, greet, engine, answer):
+    greet.start()
+    answer("")
+    assert manage("cancel", "--where", "job=greet") == "Nothing was done.\n"
+    assert not Operation.objects.exists()
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_where_nobody_can_be_asked_it_has_to_be_said(extra, as_json, greet, engine, answer):
+    greet.start()
+    if extra:
+        answer("y")
+    line, code = refusal("cancel", "--where", "job=greet", *extra)
+    assert (line, code) == ("Cancel 1 run? Say --yes to do so.", 2)
+
+    document = as_json("cancel", "--where", "job=greet", "--where", "until=2100-01-01", "--yes")
+    assert (document["verb"], document["total"], document["status"]) == ("cancel", 1, "working")
+    assert document["filter"] == {"job": ["greet"], "until": "2100-01-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word", "code"),
+    [
+        (["--where", "jobs=greet"], 'Did you mean "job"', 1),
+        (["--where", "job=nobody"], "No such run", 1),
+        (["--where", "greet"], "name=value", 2),
+        (["--where", "job="], "name=value", 2),
+        (["--where", "since=yesterday"], "ISO", 2),
+        (["--where", "job=greet", "--alone"], "--alone is for runs that are named", 2),
+        ([], "Name runs", 2),
+        ([str(uuid4()), "--where", "job=greet"], "one of the two", 2),
+    ],
+)
+def test_a_filter_that_cannot_be_is_one_clear_line(arguments, word, code, greet, engine):
+    greet.start()
+    line, returncode = refusal("cancel", *arguments, "--yes")
+    assert word in line
+    assert returncode == code
+    assert not Operation.objects.exists()
+
+
+def test_an_operation_is_aborted(manage, as_json, jobs, greet, engine):
+    greet.start()
+    assert "No operations yet" in manage("operations")
+    manage("cancel", "--where", "job=greet", "--yes")
+    operation = Operation.objects.get()
+
+    assert "0 of 1 runs" in manage("abort", operation.pk)
+
+    assert [row["status"] for row in as_json("operations", "--limit", 1)] == ["aborted"]
+    assert "is aborted" in refusal("abort", operation.pk)[0]
+    assert refusal("abort", "nonsense") == ("There is no operation nonsense.", 1)
+    jobs.drain()
+    assert Run.objects.get(job_id="greet").status == "completed"
+
+
+def test_what_an_operation_was_refused_is_shown_beneath_it(manage, jobs, fail, engine, monkeypatch):
+    jobs.run(fail)
+    monkeypatch.delitem(registry._jobs, "fail")
+    manage("retry", "--where", "status=failed", "--yes")
+    jobs.drain()
+
+    text = manage("operations")
+    assert "cannot go on." in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+# pause and resume
+
+
+def test_a_job_is_paused_and_resumed(manage, as_json, jobs, greet):
+    assert "those that come wait" in manage("pause", "greet")
+    assert re.search(r"greet .* paused +never", manage("list"))
+    run = jobs.run(greet)
+    assert run.status == "queued"
+
+    assert as_json("resume", "greet")["paused_at"] is None
+    jobs.drain()
+
+    run.refresh_from_db()
+    assert run.status == "completed"
+    assert re.search(r"greet .* on +completed", manage("list"))
+
+
+def test_a_job_may_be_paused_so_that_new_runs_are_skipped(manage, as_json, jobs, greet):
+    document = as_json("pause", "greet", "--skip")
+    assert (document["id"], document["pause_mode"]) == ("greet", "skip")
+    assert ISO.fullmatch(document["paused_at"])
+    assert "paused, skips" in manage("list")
+    assert jobs.run(greet).status == "skipped"
+    assert as_json("list")[0]["pause_mode"] == "skip"
+
+
+def test_what_cannot_be_paused_or_resumed_says_why(manage, greet):
+    assert refusal("pause", "gret") == ('There is no job "gret".', 1)
+    assert refusal("resume", "gret") == ('There is no job "gret".', 1)
+    manage("pause", "greet")
+    assert "is paused already" in refusal("pause", "greet")[0]
+    manage("resume", "greet")
+    assert refusal("resume", "greet") == ('Job "greet" is not paused.', 1)
+
+
 # prune
 
 
@@ -590,7 +854,10 @@ def options(command, verb=None):
     return sorted(name for name in given - django_s if name.startswith("--"))
 
 
-VERBS = "list runs show emit trigger cancel retry prune health doctor".split()
+VERBS = (
+    "list runs show export emit trigger cancel retry replay skip-wait operations abort pause resume prune".split()
+)
+VERBS += ["health", "doctor"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

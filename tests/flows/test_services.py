@@ -155,6 +155,78 @@ def test_cancelling_is_news(jobs, django_capture_on_commit_callbacks):
     assert heard == [(run.pk, "cancelled", "not wanted")]
 
 
+@pytest.fixture
+def family(jobs):
+    """A run, its child and grandchild asleep, and a child that has ended."""
+    nap = job("nap")(lambda ctx: ctx.step.sleep("nap", DAY) if ctx.event.data.get("nap", True) else None)
+    root, child, grandchild = (jobs.run(nap) for _ in range(3))
+    over = jobs.run(nap, {"nap": False})
+    Run.objects.filter(pk__in=[child.pk, over.pk]).update(parent=root)
+    Run.objects.filter(pk=grandchild.pk).update(parent=child)
+    return root, child, grandchild, over
+
+
+def endings(runs):
+    return [tuple(Run.objects.values_list("status", "reason").get(pk=run.pk)) for run in runs]
+
+
+def test_the_runs_it_invoked_are_cancelled_with_it(family, django_capture_on_commit_callbacks):
+    root, child, grandchild, _ = family
+    heard = []
+
+    def hear_end(sender, run, **news):
+        heard.append((run.pk, run.status))
+
+    def hear_person(sender, actor, verb, ids, reason, **news):
+        heard.append((actor, verb, ids, reason))
+
+    signals.run_finished.connect(hear_end)
+    signals.admin_action.connect(hear_person)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            services.cancel(root, "not wanted", actor="ada")
+    finally:
+        signals.run_finished.disconnect(hear_end)
+        signals.admin_action.disconnect(hear_person)
+
+    with_it = ("cancelled", f"With its parent {root.pk}: not wanted")
+    assert endings(family) == [("cancelled", "not wanted"), with_it, with_it, ("completed", "")]
+    ids = [root.pk, child.pk, grandchild.pk]
+    assert heard == [*((pk, "cancelled") for pk in ids), ("ada", "cancel", ids, "not wanted")]
+
+
+def test_the_runs_it_invoked_may_be_left_alone(family):
+    services.cancel(family[0], cascade=False)
+    assert [status for status, _ in endings(family)] == ["cancelled", "sleeping", "sleeping", "completed"]
+
+
+def test_a_parent_is_not_cancelled_with_its_child(family):
+    services.cancel(family[1])
+    assert [status for status, _ in endings(family)] == ["sleeping", "cancelled", "cancelled", "completed"]
+
+
+def test_a_run_that_has_ended_takes_no_child_along(family):
+    Run.objects.filter(pk=family[0].pk).cancel()
+    with pytest.raises(InvalidVerb):
+        services.cancel(family[0])
+    assert endings(family[1:2]) == [("sleeping", "")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_several_at_once_one_cancels_and_the_others_are_told(at_once):
+    run = job("waits")(lambda ctx: None).start()
+
+    def cancel():
+        try:
+            return services.cancel(run).pk
+        except InvalidVerb as refusal:
+            return str(refusal)
+
+    done = at_once(cancel)
+    assert done.count(run.pk) == 1
+    assert sum("is cancelled; only an open run" in str(answer) for answer in done) == 3
+
+
 # Retry.
 
 

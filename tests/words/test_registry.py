@@ -219,3 +219,24 @@ def test_discovery_imports_the_module_the_settings_name_and_none_when_told_so(mo
         registry.autodiscover()
 
     assert looked_for == ["background"]
+
+
+# The engine's own.
+
+
+def test_an_id_of_the_engines_own_is_refused():
+    with pytest.raises(InvalidJob, match="ids that begin with django-jobs- are the engine's own"):
+        a_job("django-jobs-mine")
+    assert registry.known(own=True) == []
+
+
+def test_the_engines_own_jobs_are_there_but_in_no_listing():
+    own = registry.register(registry.Job(id="django-jobs-sweep", handler=lambda ctx: None))
+    made = a_job("mine")
+
+    assert registry.known() == registry.jobs() == [made]
+    assert registry.known(own=True) == registry.jobs(own=True) == [own, made]
+    assert [job for job, _ in registry.declared()] == [made]
+    assert registry.find("django-jobs-sweep") is registry.get("django-jobs-sweep") is own
+    with pytest.raises(JobNotFound, match=r"Declared: mine\.$"):
+        registry.get("yours")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -19,7 +20,8 @@ from django.utils import timezone
 from django_jobs import clock, console, events, health, registry, rehearsal, services
 from django_jobs.conf import conf
 from django_jobs.exceptions import JobsError
-from django_jobs.models import Job, Run, RunStatus
+from django_jobs.management import acting
+from django_jobs.models import Job, Operation, Run, RunStatus
 from django_jobs.triggers import EventTrigger
 
 
@@ -39,7 +41,7 @@ class Command(BaseCommand):
         if os.environ.get("NO_COLOR") and not options["force_color"]:
             self.style = no_style()
         try:
-            getattr(self, f"do_{verb}")(options)
+            getattr(self, f"do_{verb.replace('-', '_')}")({**options, "verb": verb})
         except Error as error:
             raise CommandError(health.trouble(router.db_for_write(Run), error)) from error
         except JobsError as error:
@@ -112,13 +114,83 @@ class Command(BaseCommand):
         self._reply(options, console.document(run), lambda: f"Started {run.job_id}: run {run.pk}.")
 
     def do_cancel(self, options: dict[str, Any]) -> None:
-        run = services.cancel(options["run"], options["reason"])
-        self._reply(options, console.document(run), lambda: f"Cancelled run {run.pk} of {run.job_id}.")
+        cancel = partial(services.cancel, cascade=not options["alone"], **acting.why(options))
+        self._act(options, cancel, "Cancelled run {0.pk} of {0.job_id}.")
 
     def do_retry(self, options: dict[str, Any]) -> None:
-        run = services.retry(options["run"])
-        words = f"Run {run.pk} of {run.job_id} goes on from its last checkpoint."
-        self._reply(options, console.document(run), lambda: words)
+        words = "Run {0.pk} of {0.job_id} goes on from its last checkpoint."
+        self._act(options, partial(services.retry, **acting.why(options)), words)
+
+    def do_replay(self, options: dict[str, Any]) -> None:
+        data = _data(options["data"])
+        replay = partial(services.replay, from_step=options["from_step"], data=data, **acting.why(options))
+        self._act(options, replay, "Started {0.job_id} once more: run {0.pk} for run {0.replay_of_id}.")
+
+    def do_skip_wait(self, options: dict[str, Any]) -> None:
+        words = "Run {0.pk} of {0.job_id} goes on now."
+        self._act(options, partial(services.skip_wait, **acting.why(options)), words)
+
+    def do_pause(self, options: dict[str, Any]) -> None:
+        mode = "skip" if options["skip"] else "wait"
+        job = services.pause(options["job"], mode, **acting.why(options))
+        come = "are skipped" if options["skip"] else "wait"
+        words = f"Paused {job.pk}: none of its runs goes on, and those that come {come}. Resume it with jobs resume."
+        self._reply(options, console.document(job), lambda: words)
+
+    def do_resume(self, options: dict[str, Any]) -> None:
+        job = services.resume(options["job"], **acting.why(options))
+        self._reply(options, console.document(job), lambda: f"Resumed {job.pk}: its runs go on.")
+
+    def _act(self, options: dict[str, Any], act: Callable[[str], Run], words: str) -> None:
+        """Do it to each run named. One that is refused keeps no other from it; the reasons come at the end."""
+        if bool(options["runs"]) == bool(options["where"]):
+            raise CommandError("Name runs, or say which with --where; one of the two.", returncode=2)
+        if options["where"]:
+            self._act_on_all(options)
+            return
+        done, refused = [], []
+        for key in options["runs"]:
+            try:
+                with _one_line():
+                    done.append(act(key))
+            except (JobsError, CommandError) as error:
+                refused.append(str(error))
+        documents = [console.document(run) for run in done]
+        if len(options["runs"]) > 1:
+            self._reply(options, documents, lambda: "\n".join(map(words.format, done)))
+        elif done:
+            self._reply(options, documents[0], lambda: words.format(done[0]))
+        if refused:
+            raise CommandError(" ".join(refused))
+
+    def _act_on_all(self, options: dict[str, Any]) -> None:
+        """Have it done to all runs of a filter, once a person has seen how many these are."""
+        verb, filter = options["verb"].replace("-", "_"), acting.read_filter(options["where"])
+        times = {name: _instant(filter[name][-1], name) for name in ("since", "until") if name in filter}
+        for option in ("alone", "from_step", "data"):
+            if options.get(option):
+                name = option.replace("_", "-")
+                raise CommandError(f"--{name} is for runs that are named, not for --where.", returncode=2)
+        number = services.matching(verb, filter | times)
+        question = f"{options['verb']} {number} {'run' if number == 1 else 'runs'}"
+        may_ask = not options["json"]
+        if number and not (options["yes"] or acting.confirm(f"{question.capitalize()}?", may_ask=may_ask)):
+            self.stdout.write("Nothing was done.")
+            return
+        operation = services.bulk(verb, filter | times, **acting.why(options))
+        words = f"Operation {operation.pk} is to {question}. How far it is: manage.py jobs operations"
+        self._reply(options, console.document(operation), lambda: words)
+
+    def do_operations(self, options: dict[str, Any]) -> None:
+        rows = list(Operation.objects.using(router.db_for_write(Operation))[: options["limit"]])
+        empty = "No operations yet. Begin one: manage.py jobs cancel --where status=queued,job=JOB"
+        documents = [console.document(row) for row in rows]
+        self._reply(options, documents, lambda: console.operations_table(rows, self.style) if rows else empty)
+
+    def do_abort(self, options: dict[str, Any]) -> None:
+        operation = services.abort(options["operation"], **acting.why(options))
+        words = f"Aborted operation {operation.pk}: {operation.done} of {operation.total} runs were done."
+        self._reply(options, console.document(operation), lambda: words)
 
     def do_prune(self, options: dict[str, Any]) -> None:
         before = _instant(options["before"], "--before")
@@ -172,10 +244,30 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
     trigger = add("trigger", "start a job now, whatever its triggers")
     trigger.add_argument("job", metavar="JOB")
     trigger.add_argument("--data", metavar="JSON", help="the data of its event, a JSON object")
-    cancel = add("cancel", "cancel an open run before its next step")
-    cancel.add_argument("run", metavar="RUN")
-    cancel.add_argument("--reason", default="", help="kept with the run")
-    add("retry", "let a failed run go on from its checkpoints").add_argument("run", metavar="RUN")
+    cancel = add("cancel", "cancel open runs before their next step, and the runs they invoked")
+    cancel.add_argument("--alone", action="store_true", help="leave the runs they invoked as they are")
+    retry = add("retry", "let failed runs go on from their checkpoints")
+    replay = add("replay", "start runs that have ended once more, as new runs")
+    replay.add_argument("--from-step", metavar="NAME", help="begin there; what came before is remembered")
+    replay.add_argument("--data", metavar="JSON", help="in place of the event's data, a JSON object")
+    skip_wait = add("skip-wait", "let runs that sleep, or wait for their time, go on now")
+    for verb in (cancel, retry, replay, skip_wait):
+        acting.add_runs(verb)
+        acting.add_why(verb)
+    add("operations", "what was begun with --where, newest first").add_argument(
+        "--limit", type=_limit, default=20, help="at most so many (%(default)s)"
+    )
+    abort = add("abort", "let an operation go no further")
+    abort.add_argument("operation", metavar="OPERATION")
+    acting.add_why(abort)
+    pause = add("pause", "let no run of a job go on until it is resumed")
+    pause.add_argument(
+        "--skip", action="store_true", help="skip the runs that come meanwhile; else they wait"
+    )
+    resume = add("resume", "let the runs of a paused job go on")
+    for verb in (pause, resume):
+        verb.add_argument("job", metavar="JOB")
+        acting.add_why(verb)
     prune = add("prune", "delete finished runs and old events").add_mutually_exclusive_group()
     prune.add_argument("--before", metavar="ISO", help="what ended or came before this")
     prune.add_argument("--days", type=_days, metavar="N", help="what is older than N days (RETENTION_DAYS)")
@@ -214,7 +306,8 @@ def _jobs() -> list[tuple[Job, Run | None]]:
     jobs = {row.pk: row for row in services.described()}
     for row in Job.objects.using(router.db_for_write(Job)):
         if row.pk in jobs:
-            jobs[row.pk].paused_at = row.paused_at
+            for name in ("paused_at", "pause_mode", "paused_after"):
+                setattr(jobs[row.pk], name, getattr(row, name))
         else:
             row.declared, row.next_run_at = False, None
             jobs[row.pk] = row
