@@ -22,20 +22,28 @@ if TYPE_CHECKING:
         RetryAfter,
         StepError,
     )
+    from .policies import Batch, Concurrency, Debounce, Idempotency, RateLimit, Singleton, Throttle
     from .registry import job
     from .signals import emit_on
     from .triggers import cron, on
 
 __all__ = [
     "Backoff",
+    "Batch",
+    "Concurrency",
+    "Debounce",
     "EventSpec",
+    "Idempotency",
     "InvalidEvent",
     "InvalidJob",
     "InvalidVerb",
     "JobNotFound",
     "NonRetriableError",
+    "RateLimit",
     "RetryAfter",
+    "Singleton",
     "StepError",
+    "Throttle",
     "aemit",
     "aemit_many",
     "cron",
@@ -59,6 +67,7 @@ _HOMES = {
         "RetryAfter",
         "StepError",
     ],
+    "policies": ["Batch", "Concurrency", "Debounce", "Idempotency", "RateLimit", "Singleton", "Throttle"],
     "registry": ["job"],
     "signals": ["emit_on"],
     "triggers": ["cron", "on"],

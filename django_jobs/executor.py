@@ -12,7 +12,7 @@ from functools import cached_property
 
 from django.db import router, transaction
 
-from . import clock, passes, payloads, registry, signals
+from . import admission, clock, passes, payloads, registry, signals
 from .conf import conf
 from .exceptions import Interrupt, NonRetriableError, StepError
 from .history import brought_event, describe, read_history
@@ -30,6 +30,9 @@ class Context:
         self.step = Steps(current)
         self.event: Event | None = current.event
         self.events: list[Event] = [current.event] if current.event else []
+        if current.job.batch:
+            self.events = admission.batched(current)
+            self.event = self.events[0] if self.events else None
         self.run_id = current.run.pk
         self.job = current.job
         self.version: str = current.run.version
@@ -81,7 +84,12 @@ def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
     elif run.crashes >= conf.MAX_CRASHES:
         _finish(run, using, lambda: held.fail(_crashed(run), _crashed(run)["message"]))
     else:
-        _execute(_open(run, job, using, stopping))
+        current = _open(run, job, using, stopping)
+        if not job.policies:
+            _execute(current)
+        elif admission.admit(current):
+            _execute(current)
+            admission.leave(current)
 
 
 def _crashed(run: Run) -> dict[str, str]:
@@ -98,13 +106,13 @@ def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool])
         event = brought_event(run, using)
     if run.passes > 1 or (run.event_id and event is None):
         event, history = outlast(using, lambda: read_history(run, using))
-    if run.passes == 1 and signals.run_started.has_listeners(Run):
-        signals.announce(signals.run_started, Run, using=using, run=run)
     return Pass(run=run, job=job, using=using, event=event, history=history, stopping=stopping)
 
 
 def _execute(current: Pass) -> None:
     """Call the job and turn how it ended into the run's next status, the one place that decides it."""
+    if current.run.passes == 1 and signals.run_started.has_listeners(Run):
+        signals.announce(signals.run_started, Run, using=current.using, run=current.run)
     try:
         output = _call(current)
     except (Died, KeyboardInterrupt):

@@ -49,6 +49,7 @@ class Jobs:
     def drain(self) -> int:
         """Run everything due now until nothing is; return the number of passes."""
         passes = 0
+        _commit()
         while runs := self._claim():
             for run in runs:
                 executor.execute(run)

@@ -3,6 +3,7 @@
 from .attempt import Attempt
 from .event import Event
 from .job import Job
+from .lane import Lane, Seat
 from .run import FINAL, MOVES, OPEN, Run, RunStatus
 from .step import Step, StepKind, StepStatus
 from .worker import Worker
@@ -14,8 +15,10 @@ __all__ = [
     "Attempt",
     "Event",
     "Job",
+    "Lane",
     "Run",
     "RunStatus",
+    "Seat",
     "Step",
     "StepKind",
     "StepStatus",

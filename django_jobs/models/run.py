@@ -92,13 +92,26 @@ class RunQuerySet(models.QuerySet["Run"]):
         held = self.filter(pk__in=ids, lease__in=set(tokens))
         return held._move(RunStatus.QUEUED, wake_at=clock.now() + wait)
 
+    def line(self, lane: str) -> "RunQuerySet":
+        """Those that wait in a lane, in their order. Index: ``django_jobs_run_line``."""
+        waiting = self.filter(blocked_on=lane, status__in=[RunStatus.QUEUED, RunStatus.RUNNING])
+        return waiting.order_by("-priority", "queued_at", "pk")
+
+    def wake(self, at: datetime) -> int:
+        """Let waiting runs be due at ``at`` instead of later; return how many that changed."""
+        return self.filter(status=RunStatus.QUEUED, wake_at__gt=at).update(wake_at=at)
+
+    def postpone(self, until: datetime) -> int:
+        """Let waiting runs be due at ``until``, earlier or later than they were."""
+        return self.filter(status=RunStatus.QUEUED).update(wake_at=until)
+
     # Moves by people and by rules, without a lease: that is the point. A worker's moves are in ``Held``.
 
     def cancel(self, reason: str = "") -> int:
         return self._move(RunStatus.CANCELLED, reason=reason)
 
-    def skip(self, reason: str) -> int:
-        return self._move(RunStatus.SKIPPED, reason=reason)
+    def skip(self, reason: str, yielded_to: UUID | None = None) -> int:
+        return self._move(RunStatus.SKIPPED, reason=reason[:500], yielded_to=yielded_to)
 
     def requeue(self) -> int:
         """Let failed runs go on from their checkpoints, with a full set of retries."""
@@ -110,7 +123,7 @@ class RunQuerySet(models.QuerySet["Run"]):
     def _move(self, to: RunStatus, **changes: Any) -> int:
         """Bring the rows that may go there to ``to``; return how many went."""
         if to in FINAL:
-            changes |= {"wake_at": None, "finished_at": clock.now()}
+            changes |= {"wake_at": None, "blocked_on": None, "finished_at": clock.now()}
         else:
             changes["finished_at"] = None
         return self.filter(status__in=MOVES[to]).update(status=to, lease=None, **changes)
@@ -134,14 +147,31 @@ class Held:
     def fail(self, error: dict, reason: str = "") -> int:
         return self._move(RunStatus.FAILED, error=json.dumps(error), reason=reason)
 
-    def skip(self, reason: str) -> int:
-        return self._move(RunStatus.SKIPPED, reason=reason)
+    def skip(self, reason: str, yielded_to: UUID | None = None) -> int:
+        changes = {"blocked_on": None, "yielded_to_id": yielded_to} if yielded_to else {"blocked_on": None}
+        return self._move(RunStatus.SKIPPED, reason=reason[:500], **changes)
 
     def sleep(self, until: datetime) -> int:
         return self._move(RunStatus.SLEEPING, wake_at=until, crashes=0)
 
     def retry(self, at: datetime, attempt: int) -> int:
         return self._move(RunStatus.QUEUED, wake_at=at, attempt=attempt, crashes=0)
+
+    def park(self, at: datetime, *, on: str | None, admitted_at: datetime | None, reason: str) -> int:
+        """Put the run back as if this pass had not begun: it has to wait until ``at``, or in the lane ``on``."""
+        run = self.run
+        return self._move(
+            RunStatus.QUEUED,
+            wake_at=at,
+            blocked_on=on,
+            admitted_at=admitted_at,
+            reason=reason[:500],
+            passes=run.passes - 1,
+            started_at=None if run.passes == 1 else run.started_at,
+        )
+
+    def admit(self, at: datetime) -> int:
+        return self._write(admitted_at=at, blocked_on=None, reason="")
 
     def forget_failures(self) -> int:
         return self._write(attempt=0, crashes=0)
@@ -194,6 +224,10 @@ class Run(models.Model):
     #: When anyone may claim it next: its turn, its timer, or the end of its lease. None when final.
     wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
     lease = models.UUIDField(_("lease"), null=True, blank=True, editable=False)
+    #: When flow control let it pass for good; None for a job that has none. Only a place is asked for again.
+    admitted_at = models.DateTimeField(_("admitted at"), null=True, blank=True)
+    #: The digest of the lane in which it waits.
+    blocked_on = models.CharField(max_length=32, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the index)
     claimed_by = models.CharField(_("worker"), max_length=255, blank=True, default="")
     queued_at = models.DateTimeField(_("queued at"))
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
@@ -219,6 +253,17 @@ class Run(models.Model):
         db_index=False,
         verbose_name=_("replay of"),
     )
+    #: The run that does the work of this one, which is SKIPPED. Without a constraint: it may be pruned first.
+    yielded_to = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        null=True,
+        blank=True,
+        related_name="yielded",
+        db_index=False,
+        db_constraint=False,
+        verbose_name=_("yielded to"),
+    )
 
     objects = RunQuerySet.as_manager()
 
@@ -240,6 +285,14 @@ class Run(models.Model):
             models.Index(fields=["parent"], name="django_jobs_run_parent", condition=Q(parent__isnull=False)),
             models.Index(
                 fields=["replay_of"], name="django_jobs_run_replay", condition=Q(replay_of__isnull=False)
+            ),
+            models.Index(
+                fields=["yielded_to"], name="django_jobs_run_yielded", condition=Q(yielded_to__isnull=False)
+            ),
+            models.Index(
+                fields=["blocked_on", "-priority", "queued_at"],
+                name="django_jobs_run_line",
+                condition=Q(blocked_on__isnull=False),
             ),
         ]
         constraints = [

@@ -17,13 +17,13 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers flags policies registry
     models
-    wakeup outage admission events history passes steps executor routing services
+    wakeup outage events history passes gates seats admission steps executor routing services
     scheduler broker channel pusher worker cluster
     checks health console testing pytest_plugin tasks admin management apps
     catalog
 """.split()
 
-MODELS = "fields sql claim event run step attempt job worker".split()
+MODELS = "fields sql claim event run lane step attempt job worker".split()
 
 #: The only modules that know django-q2.
 ON_DJANGO_Q = {"broker", "scheduler", "cluster"}
