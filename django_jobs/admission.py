@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db import router, transaction
 
-from . import gates, passes, policies, registry, seats, signals
+from . import clock, gates, passes, policies, registry, seats, signals
 from .exceptions import words
 from .gates import Asking, Skip, Wait
 from .models import Event, Lane, Run
@@ -20,6 +20,9 @@ from .outage import outlast
 from .passes import Pass
 from .policies import Concurrency, Place
 from .seats import Full
+
+#: What a decision changes on the run in memory.
+_AT_THE_GATES = ("admitted_at", "blocked_on", "reason", "passes", "started_at")
 
 
 class _Lost(Exception):
@@ -40,6 +43,8 @@ def admit(current: Pass) -> bool:
     except Exception as error:
         reason = f"{type(error).__name__} in a key of its flow control: {words(error)}"
         return _end(current, lambda: current.held.skip(reason))
+    if current.history or run.attempt:
+        run.admitted_at = run.admitted_at or run.started_at  # It had begun before its job had a policy.
     limits = _limits(places)
     if run.admitted_at and (not limits or seats.keep(run, limits, using)):
         return _clear_reason(run, current.held, using)
@@ -89,7 +94,7 @@ def _decide(current: Pass, places: Sequence[Place]) -> tuple[Any, Asking]:
     def decide() -> tuple[Any, Asking]:
         nonlocal tried
         if tried:  # The answer to a COMMIT may have got lost: what is done is done.
-            current.run.refresh_from_db(using=current.using, fields=["admitted_at", "blocked_on"])
+            current.run.refresh_from_db(using=current.using, fields=_AT_THE_GATES)
         tried = True
         asking = Asking(current.run, current.event, current.using)
         with transaction.atomic(using=current.using):
@@ -97,13 +102,14 @@ def _decide(current: Pass, places: Sequence[Place]) -> tuple[Any, Asking]:
 
     try:
         return outlast(current.using, decide)
-    except _Lost:
+    except _Lost as lost:
         signals.log_lease_lost(current.run)
-        return _Lost, Asking(current.run, current.event, current.using)
+        return lost, Asking(current.run, current.event, current.using)
 
 
 def _decide_in_transaction(current: Pass, places: Sequence[Place], asking: Asking) -> Any:
     run, using, held = current.run, current.using, current.held
+    waited_on = run.blocked_on
     Lane.objects.using(using).lock({place.digest: place.name for place in places})
     answer = _ask(asking, places) or seats.take(run, _limits(places), using)
     admitted_at = run.admitted_at or asking.now
@@ -117,20 +123,18 @@ def _decide_in_transaction(current: Pass, places: Sequence[Place], asking: Askin
         on = answer.place.digest
         moved = held.park(answer.until, on=on, admitted_at=admitted_at, reason=answer.reason)
     else:
-        moved = held.admit(admitted_at)
+        moved = held.admit(asking.now)
     if not moved:
         raise _Lost
-    _leave_line(run, places, answer, using)
-    if answer is None:
-        run.admitted_at, run.blocked_on, run.reason = admitted_at, None, ""
+    _leave_line(places, waited_on, answer, using)
     return answer
 
 
-def _leave_line(run: Run, places: Sequence[Place], answer: Any, using: str) -> None:
+def _leave_line(places: Sequence[Place], waited_on: str | None, answer: Any, using: str) -> None:
     """See to those behind a run that has waited in a line and does not any more."""
     stays = answer.place.digest if isinstance(answer, Full) else None
     for place in _limits(places):
-        if run.blocked_on == place.digest != stays:
+        if waited_on == place.digest != stays:
             seats.straighten(place, using)
 
 
@@ -159,10 +163,8 @@ def _ask(asking: Asking, places: Sequence[Place]) -> Skip | Wait | None:
 
 def _clear_reason(run: Run, held: Held, using: str) -> bool:
     """Forget why the run had to wait; it does not any more."""
-    admitted_at = run.admitted_at
-    if run.reason and admitted_at:
-        run.reason = ""
-        outlast(using, lambda: held.admit(admitted_at))
+    if run.reason:
+        outlast(using, lambda: held.admit(clock.now()))
     return True
 
 

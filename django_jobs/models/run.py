@@ -160,18 +160,25 @@ class Held:
     def park(self, at: datetime, *, on: str | None, admitted_at: datetime | None, reason: str) -> int:
         """Put the run back as if this pass had not begun: it has to wait until ``at``, or in the lane ``on``."""
         run = self.run
+        passes = run.passes - 1 if run.admitted_at else 0
         return self._move(
             RunStatus.QUEUED,
             wake_at=at,
             blocked_on=on,
             admitted_at=admitted_at,
             reason=reason[:500],
-            passes=run.passes - 1,
-            started_at=None if run.passes == 1 else run.started_at,
+            passes=passes,
+            started_at=run.started_at if passes else None,
         )
 
     def admit(self, at: datetime) -> int:
-        return self._write(admitted_at=at, blocked_on=None, reason="")
+        """Let the run in; the first time it begins now, whatever workers were lost while it was at the gates."""
+        run = self.run
+        if run.admitted_at is None:
+            run.passes, run.started_at = 1, at
+        run.admitted_at, run.blocked_on, run.reason = run.admitted_at or at, None, ""
+        changes = ("admitted_at", "blocked_on", "reason", "passes", "started_at")
+        return self._write(**{name: getattr(run, name) for name in changes})
 
     def forget_failures(self) -> int:
         return self._write(attempt=0, crashes=0)
