@@ -7,11 +7,12 @@ moves the run, fenced by its lease. A worker that dies leaves either all of it o
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django.db import router, transaction
 
-from . import clock, gates, passes, policies, registry, seats, signals
+from . import clock, gates, passes, policies, registry, seats, signals, wakeup
 from .exceptions import words
 from .gates import Asking, Skip, Wait
 from .models import Event, Lane, Run
@@ -56,8 +57,23 @@ def admit(current: Pass) -> bool:
     if isinstance(answer, Skip):
         _tell(run.pk, using)
     elif isinstance(answer, Full):
-        outlast(using, lambda: seats.recheck(answer.place, using))
+        _stand_in_line(current, answer)
     return answer is None
+
+
+def _stand_in_line(current: Pass, full: Full) -> None:
+    run, job, using = current.run, current.job, current.using
+    outlast(using, lambda: seats.recheck(full.place, using))
+    # Those that have gates before them must be asked one by one.
+    if full.crowded and len(job.policies) == len(job.concurrency):
+        outlast(using, lambda: seats.sort_out(full.place, run, partial(_belongs, job, full.place), using))
+
+
+def _belongs(job: registry.Job, place: Place, run: Run) -> bool:
+    try:
+        return place.digest in [other.digest for other in places_of(job, run.event)]
+    except Exception:
+        return False  # It is skipped when its turn comes, and says why.
 
 
 def leave(current: Pass) -> None:
@@ -66,6 +82,14 @@ def leave(current: Pass) -> None:
         passes.boundary("before moving up")
         limits = _limits(places_of(current.job, current.event))
         seats.move_up([limit for limit in limits if limit.policy.scope == "step"], current.using)
+
+
+def unblock() -> None:
+    """Let the runs go on that wait for a place though their job has no flow control any more."""
+    free = [job.id for job in registry.known() if not job.policies]
+    using = router.db_for_write(Run)
+    if Run.objects.using(using).unblock(free):
+        wakeup.ring(using)
 
 
 def batched(current: Pass) -> list[Event]:
@@ -132,10 +156,13 @@ def _decide_in_transaction(current: Pass, places: Sequence[Place], asking: Askin
 
 def _leave_line(places: Sequence[Place], waited_on: str | None, answer: Any, using: str) -> None:
     """See to those behind a run that has waited in a line and does not any more."""
-    stays = answer.place.digest if isinstance(answer, Full) else None
+    if waited_on is None or (isinstance(answer, Full) and waited_on == answer.place.digest):
+        return
+    places = [place for place in places if place.digest == waited_on]
+    if not places:  # The job has other keys now than when it began to wait: so have those behind it.
+        Run.objects.using(using).line(waited_on).call()
     for place in _limits(places):
-        if waited_on == place.digest != stays:
-            seats.straighten(place, using)
+        seats.straighten(place, using)
 
 
 def _ask(asking: Asking, places: Sequence[Place]) -> Skip | Wait | None:

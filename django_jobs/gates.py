@@ -155,7 +155,7 @@ def batch(asking: Asking, lane: Lane, place: Place) -> Answer:
     runs = Run.objects.using(asking.using)
     if runs.filter(yielded_to=first.pk).count() + 2 >= policy.size:
         lane.run_id = None
-        if runs.filter(pk=first.pk).wake(asking.now):
+        if runs.filter(pk=first.pk).call():
             wakeup.ring(asking.using)
     return Skip(f"Batch: its event is in run {first.pk}{place.words}.", first.pk)
 

@@ -7,18 +7,22 @@ one that leaves may die before it has said so.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 from django.db import transaction
+from django.db.models import Q
 
 from . import clock, wakeup
-from .models import Lane, Run, Seat
+from .models import Lane, Run, RunStatus, Seat
 from .models.lane import Taken, following, later, soon
 from .outage import outlast
 from .policies import Place
+
+#: When so many wait in a lane, those that come next are put there so many at a time.
+CROWD, BACKLOG = 10, 200
 
 
 class Full(NamedTuple):
@@ -27,6 +31,8 @@ class Full(NamedTuple):
     place: Place
     until: datetime
     reason: str
+    #: Whether many wait already, so that more of them may be about to come.
+    crowded: bool
 
 
 def keep(run: Run, places: Sequence[Place], using: str) -> bool:
@@ -82,14 +88,17 @@ def _sit(run: Run, place: Place, numbers: Sequence[int], taken: Sequence[Taken],
 
 def _full(run: Run, place: Place, using: str) -> Full:
     now = clock.now()
-    first = (
-        Run.objects.using(using).line(place.digest).exclude(pk=run.pk).only("priority", "queued_at").first()
-    )
-    ahead = first is not None and following([first], run)
+    others = Run.objects.using(using).line(place.digest).exclude(pk=run.pk).only("priority", "queued_at")
+    line = list(others[:CROWD])
+    ahead = following(line[:1], run)
     until = later(run, now, random.random()) if ahead else soon(run, now)
+    return Full(place, until, _why(place), len(line) == CROWD)
+
+
+def _why(place: Place) -> str:
     limit = place.policy.limit
     seats = "the only place" if limit == 1 else f"one of {limit} places"
-    return Full(place, until, f"Concurrency: waits for {seats}{place.words}.")
+    return f"Concurrency: waits for {seats}{place.words}."
 
 
 def move_up(places: Sequence[Place], using: str) -> None:
@@ -116,14 +125,41 @@ def _move_up(place: Place, using: str) -> None:
         straighten(place, using)
 
 
+def sort_out(place: Place, run: Run, belongs: Callable[[Run], bool], using: str) -> None:
+    """
+    Put the next of a backlog into a full lane's line all together, without a worker for each.
+
+    So that ten thousand runs of one key are out of the way of the others at once. ``run`` is one of them, and
+    ``belongs`` tells whether another one is. Index: ``django_jobs_run_claim``.
+    """
+    now = clock.now()
+    with transaction.atomic(using=using):
+        Lane.objects.using(using).lock({place.digest: place.name})
+        if _free(place, Seat.objects.using(using).of(place.digest)):
+            return
+        due = Run.objects.using(using).filter(
+            Q(blocked_on__isnull=True) | Q(blocked_on=place.digest),
+            queue=run.queue,
+            priority=run.priority,
+            wake_at__lte=now,
+            job_id=run.job_id,
+            status=RunStatus.QUEUED,
+            admitted_at__isnull=True,
+        )
+        backlog = due.select_related("event").order_by("wake_at")[:BACKLOG]
+        some = [other.pk for other in backlog if belongs(other)]
+        until = later(run, now, random.random())
+        Run.objects.using(using).filter(pk__in=some).stand(place.digest, until, _why(place))
+        straighten(place, using)
+
+
 def straighten(place: Place, using: str) -> None:
     """Wake those of a locked lane's line for which there is room, or else let the first one be the lookout."""
     runs = Run.objects.using(using)
     free = len(_free(place, Seat.objects.using(using).of(place.digest)))
-    now = clock.now()
     first = list(runs.line(place.digest).only("queued_at")[: max(1, free)])
     if first and free:
-        if runs.filter(pk__in=[run.pk for run in first]).wake(now):
+        if runs.filter(pk__in=[run.pk for run in first]).call():
             wakeup.ring(using)
     elif first:
-        runs.filter(pk=first[0].pk).wake(soon(first[0], now))
+        runs.filter(pk=first[0].pk).wake(soon(first[0], clock.now()))

@@ -184,7 +184,7 @@ def soon(run: Run, now: datetime) -> datetime:
 
 def later(run: Run, now: datetime, spread: float) -> datetime:
     """Return when another one in the line looks, in case those before it are gone: in doubled time, spread out."""
-    return now + max(timedelta(minutes=1), now - run.queued_at) * (1 + spread)
+    return now + max(timedelta(minutes=10), now - run.queued_at) * (1 + spread)
 
 
 def following(runs: Iterable[Run], run: Run) -> int:

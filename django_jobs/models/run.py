@@ -6,13 +6,13 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import connections, models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from .. import clock
@@ -97,9 +97,27 @@ class RunQuerySet(models.QuerySet["Run"]):
         waiting = self.filter(blocked_on=lane, status__in=[RunStatus.QUEUED, RunStatus.RUNNING])
         return waiting.order_by("-priority", "queued_at", "pk")
 
+    def call(self) -> int:
+        """
+        Let waiting runs be due now; return how many that changed.
+
+        Due since they were queued, so that they come before what has only just arrived.
+        """
+        return self.filter(status=RunStatus.QUEUED, wake_at__gt=clock.now()).update(wake_at=F("queued_at"))
+
     def wake(self, at: datetime) -> int:
         """Let waiting runs be due at ``at`` instead of later; return how many that changed."""
         return self.filter(status=RunStatus.QUEUED, wake_at__gt=at).update(wake_at=at)
+
+    def stand(self, lane: str, until: datetime, reason: str) -> int:
+        """Let runs that no worker has got to yet wait in a lane; return how many do."""
+        queued = self.filter(status=RunStatus.QUEUED, admitted_at__isnull=True)
+        return queued.update(blocked_on=lane, wake_at=until, reason=reason[:500])
+
+    def unblock(self, jobs: Iterable[str]) -> int:
+        """Let the runs of these jobs wait in no lane any more. Index: ``django_jobs_run_line``."""
+        waiting = self.filter(blocked_on__isnull=False, job_id__in=jobs, status=RunStatus.QUEUED)
+        return waiting.update(blocked_on=None, wake_at=F("queued_at"), reason="")
 
     def postpone(self, until: datetime) -> int:
         """Let waiting runs be due at ``until``, earlier or later than they were."""

@@ -7,7 +7,7 @@ from threading import Lock
 
 import pytest
 
-from django_jobs import Concurrency, InvalidJob, NonRetriableError, clock, job, registry, services
+from django_jobs import Concurrency, InvalidJob, NonRetriableError, admission, clock, job, registry, services
 from django_jobs.conf import conf
 from django_jobs.executor import execute
 from django_jobs.models import OPEN, Lane, Run, RunStatus, Seat
@@ -259,6 +259,50 @@ def test_a_full_lane_is_in_nobodys_way(jobs):
     [claimed] = claim(10)
 
     assert claimed.pk == small.pk
+
+
+def test_a_backlog_that_no_worker_has_looked_at_yet_is_put_into_the_line_all_together(jobs):
+    """A run of another key that comes behind 150 of one key waits for a handful of looks, not for 150."""
+    limited = naps(1, "tenant")
+    for _ in range(150):
+        limited.start({"tenant": "large"})
+    jobs._now += SECOND
+    small = limited.start({"tenant": "small"})
+
+    looks = 0
+    while Run.objects.get(pk=small.pk).status != RunStatus.SLEEPING:
+        looks += 1
+        for run in claim(1):
+            execute(run)
+
+    assert looks < 20
+    jobs.advance(200 * HOUR)
+    assert set(Run.objects.values_list("status", "passes", "reason")) == {("completed", 2, "")}
+
+
+def test_those_in_line_go_on_under_another_key_when_the_code_changes(jobs):
+    limited = naps(1)
+    for _ in range(3):
+        limited.start({"tenant": "a"})
+    jobs.drain()
+    registry.register(replace(limited, concurrency=(Concurrency(3, "tenant"),)))
+
+    jobs.advance(2 * SECOND)
+
+    assert set(Run.objects.values_list("status", flat=True)) == {RunStatus.SLEEPING}
+
+
+def test_a_cluster_lets_runs_go_whose_job_has_no_limit_any_more(jobs):
+    limited = naps(1)
+    for _ in range(3):
+        limited.start()
+    jobs.drain()
+    registry.register(replace(limited, concurrency=()))
+
+    admission.unblock()
+    jobs.drain()
+
+    assert set(Run.objects.values_list("status", "reason")) == {("sleeping", "")}
 
 
 def test_word_that_got_lost_costs_a_second_or_a_tenth_of_the_wait(jobs):
