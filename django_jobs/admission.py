@@ -204,8 +204,8 @@ def _end(current: Pass, move: Any) -> bool:
 
 
 def _tell(pk: Any, using: str) -> None:
-    run = Run.objects.using(using).get(pk=pk)
-    signals.announce(signals.run_finished, Run, using=using, run=run)
+    if run := Run.objects.using(using).filter(pk=pk).first():
+        signals.announce(signals.run_finished, Run, using=using, run=run)
 
 
 def _finished(sender: Any, *, run: Run, **news: Any) -> None:

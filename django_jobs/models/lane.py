@@ -45,9 +45,11 @@ class LaneQuerySet(models.QuerySet["Lane"]):
         now = clock.now()
         at_work = Seat.objects.filter(lane=OuterRef("digest"), run__status__in=OPEN)
         waiting = Run.objects.filter(blocked_on=OuterRef("digest"))
+        known = Run.objects.filter(pk=OuterRef("run_id"), status__in=OPEN)
         spent = self.filter(
             ~Exists(at_work),
             ~Exists(waiting),
+            ~Exists(known),
             Q(until__isnull=True) | Q(until__lt=now),
             Q(tat__isnull=True) | Q(tat__lt=now),
             used_at__lt=now - KEPT,

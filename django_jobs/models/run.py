@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import connections, models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from .. import clock
@@ -46,6 +46,10 @@ MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CANCELLED: OPEN,
     RunStatus.SKIPPED: OPEN,
 }
+
+
+#: A run whose place has become free goes before what came in so long before. Less than what ``health`` calls late.
+HEAD_START = timedelta(seconds=5)
 
 
 class RunQuerySet(models.QuerySet["Run"]):
@@ -101,9 +105,10 @@ class RunQuerySet(models.QuerySet["Run"]):
         """
         Let waiting runs be due now; return how many that changed.
 
-        Due since they were queued, so that they come before what has only just arrived.
+        Due for ``HEAD_START`` already, so that they come before what has only just arrived.
         """
-        return self.filter(status=RunStatus.QUEUED, wake_at__gt=clock.now()).update(wake_at=F("queued_at"))
+        now = clock.now()
+        return self.filter(status=RunStatus.QUEUED, wake_at__gt=now).update(wake_at=now - HEAD_START)
 
     def wake(self, at: datetime) -> int:
         """Let waiting runs be due at ``at`` instead of later; return how many that changed."""
@@ -117,7 +122,7 @@ class RunQuerySet(models.QuerySet["Run"]):
     def unblock(self, jobs: Iterable[str]) -> int:
         """Let the runs of these jobs wait in no lane any more. Index: ``django_jobs_run_line``."""
         waiting = self.filter(blocked_on__isnull=False, job_id__in=jobs, status=RunStatus.QUEUED)
-        return waiting.update(blocked_on=None, wake_at=F("queued_at"), reason="")
+        return waiting.update(blocked_on=None, wake_at=clock.now(), reason="")
 
     def postpone(self, until: datetime) -> int:
         """Let waiting runs be due at ``until``, earlier or later than they were."""

@@ -444,7 +444,7 @@ def test_the_worker_of_a_run_in_the_line_may_die_anywhere(scope, jobs):
 
     @job("limited", concurrency=Concurrency(1, scope=scope))
     def limited(ctx):
-        ctx.step.sleep("nap", SECOND * 20)
+        ctx.step.sleep("nap", 2 * SECOND)
 
     def with_others():
         limited.start()

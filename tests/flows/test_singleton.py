@@ -7,7 +7,7 @@ import pytest
 
 from django_jobs import InvalidJob, Singleton, Throttle, emit, job, on, services
 from django_jobs.executor import execute
-from django_jobs.models import OPEN, Run, RunStatus
+from django_jobs.models import OPEN, Lane, Run, RunStatus
 
 HOUR = timedelta(hours=1)
 
@@ -82,6 +82,21 @@ def test_a_retry_by_hand_passes_no_gate_again(jobs):
     jobs.drain()
 
     assert fresh(first).status == RunStatus.FAILED
+
+
+def test_pruning_forgets_none_that_is_still_open(jobs):
+    @job("single", singleton=Singleton())
+    def single(ctx):
+        ctx.step.sleep("long", timedelta(days=30))
+
+    jobs.run(single)
+    jobs.advance(timedelta(days=20))
+    services.prune()
+    assert jobs.run(single).status == RunStatus.SKIPPED
+
+    jobs.advance(timedelta(days=20))
+    services.prune()
+    assert not Lane.objects.exists()
 
 
 # Cancel.
