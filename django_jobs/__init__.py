@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RetryAfter,
         StepError,
     )
+    from .policies import Batch, Concurrency, Debounce, Idempotency, RateLimit, Singleton, Throttle
     from .registry import job
     from .signals import (
         admin_action,
@@ -37,14 +38,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backoff",
+    "Batch",
+    "Concurrency",
+    "Debounce",
     "EventSpec",
+    "Idempotency",
     "InvalidEvent",
     "InvalidJob",
     "InvalidVerb",
     "JobNotFound",
     "NonRetriableError",
+    "RateLimit",
     "RetryAfter",
+    "Singleton",
     "StepError",
+    "Throttle",
     "Timeouts",
     "admin_action",
     "aemit",
@@ -77,6 +85,7 @@ _HOMES = {
         "RetryAfter",
         "StepError",
     ],
+    "policies": ["Batch", "Concurrency", "Debounce", "Idempotency", "RateLimit", "Singleton", "Throttle"],
     "registry": ["job"],
     "signals": [
         "admin_action",

@@ -15,7 +15,7 @@ from typing import Any, cast
 from asgiref.sync import sync_to_async
 from django.db import router, transaction
 
-from . import awaited, cancelling, clock, passes, payloads, registry, scribe, signals
+from . import admission, awaited, cancelling, clock, passes, payloads, registry, scribe, signals
 from .conf import conf
 from .exceptions import Interrupt, InvalidJob, JobsError, NonRetriableError, RunFailed, StepError
 from .history import History, brought_event, describe, read_history
@@ -38,6 +38,9 @@ class Context:
         self.step = step
         self.event: Event | None = current.event
         self.events: list[Event] = [current.event] if current.event else []
+        if current.job.batch:
+            self.events = admission.batched(current)
+            self.event = self.events[0] if self.events else None
         self.run_id = current.run.pk
         self.job = current.job
         self.version: str = current.run.version
@@ -80,7 +83,12 @@ def execute(run: Run, *, stopping: Callable[[], bool] = bool) -> None:
     elif flag := job.closed_by:
         _finish(run, using, lambda: held.skip(f"The gate {flag} is off."))
     else:
-        _begin(_open(run, job, using, stopping))
+        current = _open(run, job, using, stopping)
+        if not job.policies:
+            _begin(current)
+        elif admission.admit(current):
+            _begin(current)
+            admission.leave(current)
 
 
 def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool]) -> Pass:
@@ -90,8 +98,6 @@ def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool])
         history.event = brought_event(run, using)
     if not is_blank or (run.event_id and history.event is None):
         history = outlast(using, lambda: read_history(run, using))
-    if run.passes == 1 and signals.run_started.has_listeners(Run):
-        signals.announce(signals.run_started, Run, using=using, run=run)
     return Pass(
         run=run,
         job=job,
@@ -114,6 +120,8 @@ def _deadline(run: Run, job: registry.Job) -> datetime | None:
 def _begin(current: Pass) -> None:
     """See to what may end the run before its code is asked; then ask it."""
     run, job = current.run, current.job
+    if run.passes == 1 and signals.run_started.has_listeners(Run):
+        signals.announce(signals.run_started, Run, using=current.using, run=run)
     if run.passes > 1 and job.on_failure and (failure := outlast(current.using, current.held.failure)):
         current.turn_to_failure(failure, attempt=run.attempt)
     if run.crashes >= conf.MAX_CRASHES:
@@ -184,7 +192,7 @@ def _complete(current: Pass, output: str) -> None:
 def call(current: Pass) -> str:
     """Return what the job returned, as typed JSON."""
     handler, arguments = _code(current)
-    with current.log.listening():
+    with current.enter(current.root), current.log.listening():
         if iscoroutinefunction(handler):
             value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
         else:

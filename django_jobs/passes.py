@@ -148,12 +148,13 @@ class Pass:
 
     @contextmanager
     def enter(self, branch: Branch) -> Iterator[None]:
-        """Make ``branch`` the one that the code within belongs to."""
-        token = _branch.set(branch)
+        """Make ``branch`` the one that the code within belongs to, inside of no step yet."""
+        tokens = _branch.set(branch), inside.set(None)
         try:
             yield
         finally:
-            _branch.reset(token)
+            _branch.reset(tokens[0])
+            inside.reset(tokens[1])
 
     def turn_to_failure(self, report: dict, *, attempt: int = 0) -> None:
         """Go on with what the job wants done about its failure, in a branch of its own."""

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.db import Error, InterfaceError, OperationalError, connections, router
 
-from . import clock, pauses, routing, scheduler, services, signals, wakeup
+from . import admission, clock, pauses, routing, scheduler, services, signals, wakeup
 from .broker import Outlook, RunBroker
 from .channel import Channel, Closed
 from .conf import conf
@@ -131,6 +131,7 @@ class Pusher:
         if now - self.reconciled >= RECONCILE:
             self.reconciled, self.looked_ahead = now, float("-inf")
             self._try("write down its jobs and crons", scheduler.write_down)
+            self._try("let runs go that nothing limits any more", admission.unblock)
             self._try("compare the clocks", services.check_clock, self.using)
             self._try("remove the rows of dead clusters", self._bury_the_dead)
         if now - self.beaten >= HEARTBEAT:

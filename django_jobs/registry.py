@@ -10,11 +10,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from django.utils.module_loading import autodiscover_modules
 
-from . import flags
+from . import flags, policies
 from .backoff import AnyBackoff, Backoff, as_backoff
 from .conf import conf
 from .endings import CancelOn, Timeouts
@@ -50,6 +51,14 @@ class Job:
     timeouts: Timeouts | None = None
     #: Called as ``on_failure(ctx, error)`` when a run has failed for good, before it ends.
     on_failure: Callable[..., Any] | None = None
+    # Flow control, see ``policies``.
+    concurrency: tuple[policies.Concurrency, ...] = ()
+    throttle: policies.Throttle | None = None
+    rate_limit: policies.RateLimit | None = None
+    debounce: policies.Debounce | None = None
+    batch: policies.Batch | None = None
+    singleton: policies.Singleton | None = None
+    idempotency: policies.Idempotency | None = None
 
     #: A template that shows a job must not run it.
     do_not_call_in_templates = True
@@ -74,6 +83,12 @@ class Job:
     def closed_by(self) -> str | None:
         """The flag that keeps this job out, or None while it is registered."""
         return flags.closed(self.gate)
+
+    @cached_property
+    def policies(self) -> tuple[tuple[str, int, policies.Policy], ...]:
+        """The flow control of this job as (option, position, policy), in the order a run meets it."""
+        given = ((name, policies.as_concurrency(getattr(self, name))) for name in policies.OPTIONS)
+        return tuple((name, position, one) for name, some in given for position, one in enumerate(some))
 
     @property
     def crons(self) -> list[CronTrigger]:
@@ -105,7 +120,9 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
 
     ``triggers`` are ``on(...)`` and ``cron(...)``; a job without any is started by ``start``.
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
-    queue, priority (a number or a function of the event; higher first), cancel_on, timeouts, on_failure.
+    queue, priority (a number or a function of the event; higher first); for flow control concurrency (one
+    limit or several), throttle, rate_limit, debounce, batch, singleton, idempotency; and cancel_on, timeouts,
+    on_failure.
     """
     if callable(id):
         raise InvalidJob('@job takes the id of the job: @job("send-invoice", on("invoice/due")).')
@@ -113,6 +130,8 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
         raise InvalidJob(f'Job "{id}": ids that begin with {OWN} are the engine\'s own; choose another one.')
 
     def declare(handler: Callable[..., Any]) -> Job:
+        if "concurrency" in policy:
+            policy["concurrency"] = policies.as_concurrency(policy["concurrency"])
         if "backoff" in policy:
             policy["backoff"] = _backoff(id, policy["backoff"])
         unknown = policy.keys() - Job.__dataclass_fields__.keys()
@@ -248,6 +267,10 @@ def _validate(job: Job) -> None:
         refuse(
             f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}."
         )
+    try:
+        policies.check({name: getattr(job, name) for name in policies.OPTIONS})
+    except InvalidJob as error:
+        refuse(str(error))
 
 
 def is_priority(value: Any) -> bool:

@@ -18,7 +18,7 @@ from django.db.models.query import QuerySet
 from . import clock, flags, operations, pauses, registry, signals, verbs
 from .conf import conf
 from .exceptions import InvalidVerb
-from .models import Attempt, Event, Job, Log, Operation, PauseMode, Run, Step
+from .models import Attempt, Event, Job, Lane, Log, Operation, PauseMode, Run, Step
 from .verbs import find_run
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
@@ -230,8 +230,11 @@ def prune(before: datetime | None = None) -> dict[str, int]:
         before = clock.now() - timedelta(days=conf.RETENTION_DAYS)
     using = router.db_for_write(Run)
     old_runs = Run.objects.using(using).filter(finished_at__lt=before).order_by("finished_at")
+    # A batch that is not done finds its events by them.
+    old_runs = old_runs.exclude(yielded_to__finished_at__isnull=True, yielded_to__wake_at__isnull=False)
     unused = ~Exists(Run.objects.using(using).filter(event=OuterRef("pk")))
     old_events = Event.objects.using(using).filter(unused, received_at__lt=before).order_by("received_at")
+    Lane.objects.using(using).prune(BATCH)
     return {
         "runs": sum(_delete_runs(batch, using) for batch in _batches(old_runs)),
         "events": sum(

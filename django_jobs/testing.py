@@ -104,6 +104,7 @@ class Jobs:
 
     def _work(self) -> int:
         passes = 0
+        _commit()
         while runs := _route() and self._claim():
             for run in runs:
                 executor.execute(run)

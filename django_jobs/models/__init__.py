@@ -3,6 +3,7 @@
 from .attempt import Attempt
 from .event import Event
 from .job import Job, PauseMode
+from .lane import Lane, Seat
 from .listener import Delivery, Listener
 from .log import Log
 from .operation import Operation, OperationStatus
@@ -18,6 +19,7 @@ __all__ = [
     "Delivery",
     "Event",
     "Job",
+    "Lane",
     "Listener",
     "Log",
     "Operation",
@@ -25,6 +27,7 @@ __all__ = [
     "PauseMode",
     "Run",
     "RunStatus",
+    "Seat",
     "Step",
     "StepKind",
     "StepStatus",

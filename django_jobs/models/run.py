@@ -6,7 +6,7 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -46,6 +46,10 @@ MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CANCELLED: OPEN,
     RunStatus.SKIPPED: OPEN,
 }
+
+
+#: A run whose place has become free goes before what came in so long before. Less than what ``health`` calls late.
+HEAD_START = timedelta(seconds=5)
 
 
 class RunQuerySet(models.QuerySet["Run"]):
@@ -92,13 +96,45 @@ class RunQuerySet(models.QuerySet["Run"]):
         held = self.filter(pk__in=ids, lease__in=set(tokens))
         return held._move(RunStatus.QUEUED, wake_at=clock.now() + wait)
 
+    def line(self, lane: str) -> "RunQuerySet":
+        """Those that wait in a lane, in their order. Index: ``django_jobs_run_line``."""
+        waiting = self.filter(blocked_on=lane, status__in=[RunStatus.QUEUED, RunStatus.RUNNING])
+        return waiting.order_by("-priority", "queued_at", "pk")
+
+    def call(self) -> int:
+        """
+        Let waiting runs be due now; return how many that changed.
+
+        Due for ``HEAD_START`` already, so that they come before what has only just arrived.
+        """
+        now = clock.now()
+        return self.filter(status=RunStatus.QUEUED, wake_at__gt=now).update(wake_at=now - HEAD_START)
+
+    def wake(self, at: datetime) -> int:
+        """Let waiting runs be due at ``at`` instead of later; return how many that changed."""
+        return self.filter(status=RunStatus.QUEUED, wake_at__gt=at).update(wake_at=at)
+
+    def stand(self, lane: str, until: datetime, reason: str) -> int:
+        """Let runs that no worker has got to yet wait in a lane; return how many do."""
+        queued = self.filter(status=RunStatus.QUEUED, admitted_at__isnull=True)
+        return queued.update(blocked_on=lane, wake_at=until, reason=reason[:500])
+
+    def unblock(self, jobs: Iterable[str]) -> int:
+        """Let the runs of these jobs wait in no lane any more. Index: ``django_jobs_run_line``."""
+        waiting = self.filter(blocked_on__isnull=False, job_id__in=jobs, status=RunStatus.QUEUED)
+        return waiting.update(blocked_on=None, wake_at=clock.now(), reason="")
+
+    def postpone(self, until: datetime) -> int:
+        """Let waiting runs be due at ``until``, earlier or later than they were."""
+        return self.filter(status=RunStatus.QUEUED).update(wake_at=until)
+
     # Moves by people and by rules, without a lease: that is the point. A worker's moves are in ``Held``.
 
     def cancel(self, reason: str = "") -> int:
         return self._move(RunStatus.CANCELLED, reason=reason)
 
-    def skip(self, reason: str) -> int:
-        return self._move(RunStatus.SKIPPED, reason=reason)
+    def skip(self, reason: str, yielded_to: UUID | None = None) -> int:
+        return self._move(RunStatus.SKIPPED, reason=reason[:500], yielded_to=yielded_to)
 
     def requeue(self) -> int:
         """Let failed runs go on from their checkpoints, with a full set of retries."""
@@ -117,7 +153,7 @@ class RunQuerySet(models.QuerySet["Run"]):
         runs = self.filter(status__in=MOVES[to])
         if to not in FINAL:
             return runs.update(status=to, lease=None, finished_at=None, **changes)
-        changes |= {"wake_at": None, "finished_at": clock.now()}
+        changes |= {"wake_at": None, "blocked_on": None, "finished_at": clock.now()}
         with transaction.atomic(using=self.db):
             parents = list(runs.exclude(parent=None).values_list("parent", flat=True))
             moved = runs.update(status=to, lease=None, **changes)
@@ -161,8 +197,9 @@ class Held:
     def fail(self, error: dict, reason: str = "") -> int:
         return self._move(RunStatus.FAILED, error=json.dumps(error), reason=reason)
 
-    def skip(self, reason: str) -> int:
-        return self._move(RunStatus.SKIPPED, reason=reason)
+    def skip(self, reason: str, yielded_to: UUID | None = None) -> int:
+        changes = {"blocked_on": None, "yielded_to_id": yielded_to} if yielded_to else {"blocked_on": None}
+        return self._move(RunStatus.SKIPPED, reason=reason[:500], **changes)
 
     def cancel(self, reason: str) -> int:
         return self._move(RunStatus.CANCELLED, reason=reason)
@@ -181,6 +218,29 @@ class Held:
 
     def retry(self, at: datetime, attempt: int) -> int:
         return self._move(RunStatus.QUEUED, wake_at=at, attempt=attempt, crashes=0)
+
+    def park(self, at: datetime, *, on: str | None, admitted_at: datetime | None, reason: str) -> int:
+        """Put the run back as if this pass had not begun: it has to wait until ``at``, or in the lane ``on``."""
+        run = self.run
+        passes = run.passes - 1 if run.admitted_at else 0
+        return self._move(
+            RunStatus.QUEUED,
+            wake_at=at,
+            blocked_on=on,
+            admitted_at=admitted_at,
+            reason=reason[:500],
+            passes=passes,
+            started_at=run.started_at if passes else None,
+        )
+
+    def admit(self, at: datetime) -> int:
+        """Let the run in; the first time it begins now, whatever workers were lost while it was at the gates."""
+        run = self.run
+        if run.admitted_at is None:
+            run.passes, run.started_at = 1, at
+        run.admitted_at, run.blocked_on, run.reason = run.admitted_at or at, None, ""
+        changes = ("admitted_at", "blocked_on", "reason", "passes", "started_at")
+        return self._write(**{name: getattr(run, name) for name in changes})
 
     def forget_failures(self) -> int:
         return self._write(attempt=0, crashes=0)
@@ -245,6 +305,10 @@ class Run(models.Model):
     lease = models.UUIDField(_("lease"), null=True, blank=True, editable=False)
     #: Something that a step waits for has come since the last claim.
     nudged = models.BooleanField(default=False, editable=False)
+    #: When flow control let it pass for good; None for a job that has none. Only a place is asked for again.
+    admitted_at = models.DateTimeField(_("admitted at"), null=True, blank=True)
+    #: The digest of the lane in which it waits.
+    blocked_on = models.CharField(max_length=32, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the index)
     claimed_by = models.CharField(_("worker"), max_length=255, blank=True, default="")
     queued_at = models.DateTimeField(_("queued at"))
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
@@ -270,6 +334,17 @@ class Run(models.Model):
         db_index=False,
         verbose_name=_("replay of"),
     )
+    #: The run that does the work of this one, which is SKIPPED. Without a constraint: it may be pruned first.
+    yielded_to = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        null=True,
+        blank=True,
+        related_name="yielded",
+        db_index=False,
+        db_constraint=False,
+        verbose_name=_("yielded to"),
+    )
 
     objects = RunQuerySet.as_manager()
 
@@ -291,6 +366,14 @@ class Run(models.Model):
             models.Index(fields=["parent"], name="django_jobs_run_parent", condition=Q(parent__isnull=False)),
             models.Index(
                 fields=["replay_of"], name="django_jobs_run_replay", condition=Q(replay_of__isnull=False)
+            ),
+            models.Index(
+                fields=["yielded_to"], name="django_jobs_run_yielded", condition=Q(yielded_to__isnull=False)
+            ),
+            models.Index(
+                fields=["blocked_on", "-priority", "queued_at"],
+                name="django_jobs_run_line",
+                condition=Q(blocked_on__isnull=False),
             ),
         ]
         constraints = [

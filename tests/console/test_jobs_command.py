@@ -572,7 +572,7 @@ def test_all_runs_of_a_filter_are_acted_on_once_that_is_confirmed(manage, jobs, 
         ("cancelled", "too many")
     }
     lines = manage("operations").splitlines()
-    assert re.match(rf"{operation.pk}  cancel  status=queued,job=greet +completed +.* 3/3", lines[1])
+    assert re.match(rf"{operation.pk}  cancel  job=greet,status=queued +completed +.* 3/3", lines[1])
 
 
 def test_nothing_is_done_to_them_unless_it_is_confirmed(manage, greet, engine, answer):
@@ -854,9 +854,7 @@ def options(command, verb=None):
     return sorted(name for name in given - django_s if name.startswith("--"))
 
 
-VERBS = (
-    "list runs show export emit trigger cancel retry replay skip-wait operations abort pause resume prune".split()
-)
+VERBS = "list runs show export emit trigger cancel retry replay skip-wait operations abort pause resume prune".split()
 VERBS += ["health", "doctor"]
 
 

@@ -6,7 +6,19 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from django_jobs import emit, emit_many, job, on
+from django_jobs import (
+    Batch,
+    Concurrency,
+    Debounce,
+    Idempotency,
+    RateLimit,
+    Singleton,
+    Throttle,
+    emit,
+    emit_many,
+    job,
+    on,
+)
 from django_jobs.events import EventSpec
 from django_jobs.executor import execute
 from django_jobs.models import Attempt, Run, Step
@@ -215,3 +227,74 @@ def test_a_run_that_fails_is_settled_in_one_short_transaction():
         raise ValueError("no")
 
     assert statements_of_a_pass(fails) == [*reading_the_event(), BEGIN, "UPDATE", "INSERT", COMMIT]
+
+
+# Flow control.
+
+HOUR = timedelta(hours=1)
+LOCK = "INSERT"  # of the lanes, or their update: one statement for all of them.
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked"),
+    [
+        ({"idempotency": Idempotency("n")}, ["SELECT", "UPDATE"]),
+        ({"rate_limit": RateLimit(5, HOUR)}, ["SELECT", "UPDATE"]),
+        ({"singleton": Singleton()}, ["SELECT", "UPDATE"]),
+        ({"throttle": Throttle(5, HOUR)}, ["SELECT", "UPDATE"]),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_a_gate_is_one_short_transaction_once_in_the_life_of_a_run(policy, asked):
+    """Lock the lanes, read them, note the run, admit it; then the pass as ever."""
+    limited = job("limited", **policy)(lambda ctx: None)
+
+    passed = [BEGIN, LOCK, *asked, "UPDATE", COMMIT]
+    assert statements_of_a_pass(limited, {"n": 1}) == [*reading_the_event(), *passed, "UPDATE"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"debounce": Debounce(HOUR)}, {"batch": Batch(9, HOUR)}],
+    ids=lambda value: next(iter(value)),
+)
+def test_a_run_that_is_held_back_is_put_back_in_the_same_transaction(policy):
+    limited = job("limited", **policy)(lambda ctx: None)
+
+    held = [BEGIN, LOCK, "SELECT", "UPDATE", "UPDATE", COMMIT]
+    assert statements_of_a_pass(limited) == [*reading_the_event(), *held]
+
+
+@pytest.mark.parametrize("scope", ["run", "step"])
+def test_a_place_is_one_short_transaction_and_a_look_at_the_line_afterwards(scope):
+    """Lock the lane, read its seats and its line, sit down, go; after the end see whether anyone waits."""
+    limited = job("limited", concurrency=Concurrency(3, scope=scope))(lambda ctx: None)
+
+    seated = [BEGIN, LOCK, "SELECT", "SELECT", "INSERT", "UPDATE", COMMIT]
+    line = ["SELECT"] if scope == "run" else ["SELECT", "SELECT"]
+    assert statements_of_a_pass(limited) == [*reading_the_event(), *seated, "UPDATE", *line]
+
+
+def test_a_run_that_wakes_up_keeps_its_place_with_one_statement():
+    @job("limited", concurrency=Concurrency(3))
+    def limited(ctx):
+        ctx.step.sleep("nap", HOUR)
+
+    statements_of_a_pass(limited)
+    Run.objects.update(wake_at="2020-01-01T00:00Z")
+    Step.objects.update(wake_at="2020-01-01T00:00Z")
+    [run] = Run.objects.claim(1, jobs=["limited"])
+
+    # Its history, its place, the end of the nap, the end of the run, and the line.
+    assert statements(lambda: execute(run)) == ["SELECT", "UPDATE", "UPDATE", "UPDATE", "SELECT"]
+
+
+def test_a_run_that_finds_a_lane_full_is_put_in_line_and_looks_once_more():
+    @job("limited", concurrency=Concurrency(1))
+    def limited(ctx):
+        ctx.step.sleep("nap", HOUR)
+
+    statements_of_a_pass(limited)
+
+    full = [BEGIN, LOCK, "SELECT", "SELECT", "UPDATE", COMMIT, "SELECT"]
+    assert statements_of_a_pass(limited) == [*reading_the_event(), *full]

@@ -5,7 +5,7 @@ import signal
 import time
 from datetime import timedelta
 
-from django_jobs import cron, job
+from django_jobs import Concurrency, Debounce, Singleton, cron, job, on
 
 from .models import Effect
 
@@ -124,3 +124,33 @@ def hangs(ctx):
 
     strict = ctx.step.using(timeout=timedelta(seconds=1), backoff=[timedelta(0)])
     return strict.run("work", work)
+
+
+def inside(ctx):
+    """Leave when it began and when it ended; of one that was killed only the beginning is left."""
+    effect(ctx, "in")
+    time.sleep(0.03)
+    return effect(ctx, "out")
+
+
+@job("lab-limited", concurrency=Concurrency(3))
+def limited(ctx):
+    ctx.step.run("inside", inside, ctx)
+
+
+@job("lab-limited-step", concurrency=Concurrency(3, scope="step"))
+def limited_step(ctx):
+    ctx.step.run("inside", inside, ctx)
+    ctx.step.sleep("nap", timedelta(seconds=0.2))
+    ctx.step.run("again", inside, ctx)
+
+
+@job("lab-settles", on("lab/changed"), debounce=Debounce(timedelta(seconds=3)))
+def settles(ctx):
+    ctx.step.run("settle", effect, ctx, "settled")
+
+
+@job("lab-single", on("lab/changed"), singleton=Singleton(mode="cancel"))
+def single(ctx):
+    ctx.step.sleep("nap", timedelta(seconds=4))
+    ctx.step.run("last", effect, ctx, "last")

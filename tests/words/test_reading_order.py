@@ -17,14 +17,14 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers endings flags policies registry
     models
-    wakeup outage scribe runlog admission events history passes perform waiting branches steps awaited cancelling
-    executor routing verbs pauses operations services
+    wakeup outage scribe runlog events history passes gates seats admission perform waiting branches steps
+    awaited cancelling executor routing verbs pauses operations services
     scheduler broker channel pusher worker cluster
     checks health console rehearsal testing pytest_plugin tasks endpoint urls admin management apps
     catalog
 """.split()
 
-MODELS = "fields sql claim event run step attempt listener log job operation worker".split()
+MODELS = "fields sql claim event run lane step attempt listener log job operation worker".split()
 
 #: The only modules that know django-q2.
 ON_DJANGO_Q = {"broker", "scheduler", "cluster"}
