@@ -6,24 +6,22 @@ one short transaction: it locks the lanes of the run, asks the gates (once in a 
 moves the run, fenced by its lease. A worker that dies leaves either all of it or nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from django.db import router, transaction
 
 from . import clock, gates, passes, policies, registry, seats, signals, wakeup
 from .exceptions import words
 from .gates import Asking, Skip, Wait
-from .models import Event, Lane, Run
-from .models.run import Held
+from .models import Event, Lane, Run, RunStatus
+from .models.run import AT_THE_GATES, Held
 from .outage import outlast
 from .passes import Pass
 from .policies import Concurrency, Place
 from .seats import Full
-
-#: What a decision changes on the run in memory.
-_AT_THE_GATES = ("admitted_at", "blocked_on", "reason", "passes", "started_at")
 
 
 class _Lost(Exception):
@@ -84,6 +82,16 @@ def leave(current: Pass) -> None:
         seats.move_up([limit for limit in limits if limit.policy.scope == "step"], current.using)
 
 
+def bereave(runs: Iterable[UUID]) -> None:
+    """
+    Say for a worker that died what it may have had no time for: that those of its runs have left that it settled.
+    """
+    using = router.db_for_write(Run)
+    for run in Run.objects.using(using).filter(pk__in=runs).select_related("event"):
+        if run.status != RunStatus.RUNNING:
+            _finished(Run, run=run)
+
+
 def unblock() -> None:
     """Let the runs go on that wait for a place though their job has no flow control any more."""
     free = [job.id for job in registry.known() if not job.policies]
@@ -118,7 +126,7 @@ def _decide(current: Pass, places: Sequence[Place]) -> tuple[Any, Asking]:
     def decide() -> tuple[Any, Asking]:
         nonlocal tried
         if tried:  # The answer to a COMMIT may have got lost: what is done is done.
-            current.run.refresh_from_db(using=current.using, fields=_AT_THE_GATES)
+            current.run.refresh_from_db(using=current.using, fields=AT_THE_GATES)
         tried = True
         asking = Asking(current.run, current.event, current.using)
         with transaction.atomic(using=current.using):

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from . import payloads
-from .exceptions import InvalidJob
+from .exceptions import InvalidJob, storable
 
 Key = str | Callable[[Any], Any] | None
 
@@ -261,7 +261,7 @@ def place(job_id: str, option: str, position: int, policy: Any, event: Any) -> P
         return None
     # By the path, so that another order of the limits in the code changes nobody's lane.
     name = policy.key if isinstance(policy.key, str) else f"{getattr(policy.key, '__name__', '')}#{position}"
-    text = payloads.dumps(value, where=f"the key of {option}")
+    text = storable(payloads.dumps(value, where=f"the key of {option}"))
     parts = [job_id, option, getattr(policy, "scope", ""), name, text]
     words = ""
     if policy.key is not None:

@@ -382,6 +382,8 @@ class Pusher:
         else:
             signals.log_released(pid, released, told=told)
             self.look = True
+            if released < len(leases):
+                self._try("move up who waits", admission.bereave, [run for run, _ in leases])
 
     def _leave(self) -> None:
         try:

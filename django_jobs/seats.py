@@ -91,6 +91,8 @@ def _full(run: Run, place: Place, using: str) -> Full:
     others = Run.objects.using(using).line(place.digest).exclude(pk=run.pk).only("priority", "queued_at")
     line = list(others[:CROWD])
     ahead = following(line[:1], run)
+    if run.blocked_on != place.digest:
+        run.blocked_at = None  # It begins to wait.
     until = later(run, now, random.random()) if ahead else soon(run, now)
     return Full(place, until, _why(place), len(line) == CROWD)
 
@@ -157,7 +159,7 @@ def straighten(place: Place, using: str) -> None:
     """Wake those of a locked lane's line for which there is room, or else let the first one be the lookout."""
     runs = Run.objects.using(using)
     free = len(_free(place, Seat.objects.using(using).of(place.digest)))
-    first = list(runs.line(place.digest).only("queued_at")[: max(1, free)])
+    first = list(runs.line(place.digest).only("blocked_at")[: max(1, free)])
     if first and free:
         if runs.filter(pk__in=[run.pk for run in first]).call():
             wakeup.ring(using)

@@ -26,7 +26,7 @@ from .sql import adapt
 COLUMNS = (
     "id job_id version queue status event_id attempt passes crashes priority wake_at lease"
     " queued_at started_at scheduled_for cron parent_id replay_of_id claimed_by reason"
-    " admitted_at blocked_on"
+    " admitted_at blocked_on blocked_at"
 ).split()
 
 _NAME = re.compile(r"\{(\w+)\}")

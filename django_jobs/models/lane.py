@@ -181,12 +181,12 @@ def soon(run: Run, now: datetime) -> datetime:
     After a tenth of the time it has waited, and at least a second: so the lost word costs it no more than
     that, and a line that stands for weeks behind a sleeping run costs next to nothing.
     """
-    return now + max(timedelta(seconds=1), (now - run.queued_at) / 10)
+    return now + min(max(timedelta(seconds=1), (now - (run.blocked_at or now)) / 10), timedelta(hours=1))
 
 
 def later(run: Run, now: datetime, spread: float) -> datetime:
     """Return when another one in the line looks, in case those before it are gone: in doubled time, spread out."""
-    return now + max(timedelta(minutes=10), now - run.queued_at) * (1 + spread)
+    return now + max(timedelta(minutes=10), now - (run.blocked_at or now)) * (1 + spread)
 
 
 def following(runs: Iterable[Run], run: Run) -> int:

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from django.db import connections, models, transaction
 from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
 
 from .. import clock
@@ -50,6 +51,10 @@ MOVES: dict[RunStatus, frozenset[RunStatus]] = {
 
 #: A run whose place has become free goes before what came in so long before. Less than what ``health`` calls late.
 HEAD_START = timedelta(seconds=5)
+
+
+#: What a decision of flow control changes on a run in memory.
+AT_THE_GATES = ("admitted_at", "blocked_on", "blocked_at", "reason", "passes", "started_at")
 
 
 class RunQuerySet(models.QuerySet["Run"]):
@@ -117,12 +122,13 @@ class RunQuerySet(models.QuerySet["Run"]):
     def stand(self, lane: str, until: datetime, reason: str) -> int:
         """Let runs that no worker has got to yet wait in a lane; return how many do."""
         queued = self.filter(status=RunStatus.QUEUED, admitted_at__isnull=True)
-        return queued.update(blocked_on=lane, wake_at=until, reason=reason[:500])
+        since = Coalesce("blocked_at", Value(clock.now()))
+        return queued.update(blocked_on=lane, blocked_at=since, wake_at=until, reason=reason[:500])
 
     def unblock(self, jobs: Iterable[str]) -> int:
         """Let the runs of these jobs wait in no lane any more. Index: ``django_jobs_run_line``."""
         waiting = self.filter(blocked_on__isnull=False, job_id__in=jobs, status=RunStatus.QUEUED)
-        return waiting.update(blocked_on=None, wake_at=clock.now(), reason="")
+        return waiting.update(blocked_on=None, blocked_at=None, wake_at=clock.now(), reason="")
 
     def postpone(self, until: datetime) -> int:
         """Let waiting runs be due at ``until``, earlier or later than they were."""
@@ -153,7 +159,7 @@ class RunQuerySet(models.QuerySet["Run"]):
         runs = self.filter(status__in=MOVES[to])
         if to not in FINAL:
             return runs.update(status=to, lease=None, finished_at=None, **changes)
-        changes |= {"wake_at": None, "blocked_on": None, "finished_at": clock.now()}
+        changes |= {"wake_at": None, "finished_at": clock.now(), "blocked_on": None, "blocked_at": None}
         with transaction.atomic(using=self.db):
             parents = list(runs.exclude(parent=None).values_list("parent", flat=True))
             moved = runs.update(status=to, lease=None, **changes)
@@ -198,8 +204,8 @@ class Held:
         return self._move(RunStatus.FAILED, error=json.dumps(error), reason=reason)
 
     def skip(self, reason: str, yielded_to: UUID | None = None) -> int:
-        changes = {"blocked_on": None, "yielded_to_id": yielded_to} if yielded_to else {"blocked_on": None}
-        return self._move(RunStatus.SKIPPED, reason=reason[:500], **changes)
+        changes = {"reason": reason[:500], "blocked_on": None, "blocked_at": None}
+        return self._move(RunStatus.SKIPPED, **changes, yielded_to_id=yielded_to)
 
     def cancel(self, reason: str) -> int:
         return self._move(RunStatus.CANCELLED, reason=reason)
@@ -227,6 +233,7 @@ class Held:
             RunStatus.QUEUED,
             wake_at=at,
             blocked_on=on,
+            blocked_at=(run.blocked_at if run.blocked_on == on else clock.now()) if on else None,
             admitted_at=admitted_at,
             reason=reason[:500],
             passes=passes,
@@ -238,9 +245,8 @@ class Held:
         run = self.run
         if run.admitted_at is None:
             run.passes, run.started_at = 1, at
-        run.admitted_at, run.blocked_on, run.reason = run.admitted_at or at, None, ""
-        changes = ("admitted_at", "blocked_on", "reason", "passes", "started_at")
-        return self._write(**{name: getattr(run, name) for name in changes})
+        run.admitted_at, run.blocked_on, run.blocked_at, run.reason = run.admitted_at or at, None, None, ""
+        return self._write(**{name: getattr(run, name) for name in AT_THE_GATES})
 
     def forget_failures(self) -> int:
         return self._write(attempt=0, crashes=0)
@@ -309,6 +315,7 @@ class Run(models.Model):
     admitted_at = models.DateTimeField(_("admitted at"), null=True, blank=True)
     #: The digest of the lane in which it waits.
     blocked_on = models.CharField(max_length=32, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the index)
+    blocked_at = models.DateTimeField(_("waits since"), null=True, blank=True)
     claimed_by = models.CharField(_("worker"), max_length=255, blank=True, default="")
     queued_at = models.DateTimeField(_("queued at"))
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
