@@ -56,7 +56,7 @@ class RunBroker(ORM):
 
     def served(self) -> list[str]:
         """List the ids of the jobs this cluster runs: all it knows, or those of its queues."""
-        return [job.id for job in registry.known() if self.queues is None or job.queue in self.queues]
+        return [job.id for job in registry.known(own=True) if self.queues is None or job.queue in self.queues]
 
     def dequeue(self, slots: int = 1) -> list[tuple[Any, Any]]:
         """

@@ -39,8 +39,10 @@ class Defaults:
     MAX_EVENT_BYTES: int = 512 * 1024
     MAX_OUTPUT_BYTES: int = 4 * 1024 * 1024
     MAX_STEPS: int = 10_000
-    #: Finished runs and events older than this are pruned; None keeps all.
+    #: Finished runs and events older than this are pruned; None keeps all. A job may say otherwise.
     RETENTION_DAYS: int | float | None = 30
+    #: The engine prunes by itself, every night.
+    HOUSEKEEPING: bool = True
 
 
 class Conf:

@@ -159,7 +159,8 @@ def _workers(using: str, now: datetime) -> Iterator[Finding]:
 def _waiting(using: str, now: datetime) -> Iterator[Finding]:
     """Say of each job why its due runs are not taken up."""
     workers = list(_alive(using, now))
-    due = _due(using, now).filter(job_id__in=_known()).order_by("job_id", "queue").values("job_id", "queue")
+    due = _due(using, now).filter(job_id__in=_known(own=True))
+    due = due.order_by("job_id", "queue").values("job_id", "queue")
     for row in due.annotate(runs=Count("pk"), since=Min("wake_at")):
         job, late = registry.find(row["job_id"]), now - row["since"]
         what = f"Due: {_runs(row)}, the oldest for {span(late)}"
@@ -179,7 +180,7 @@ def _waiting(using: str, now: datetime) -> Iterator[Finding]:
 
 
 def _undeclared(using: str, now: datetime) -> Iterator[Finding]:
-    stray = _open(using).exclude(job_id__in=_known()).order_by("job_id").values("job_id")
+    stray = _open(using).exclude(job_id__in=_known(own=True)).order_by("job_id").values("job_id")
     for row in stray.annotate(runs=Count("pk")):
         what = f"Open: {_runs(row)}, a job that this code does not declare."
         mend = (
@@ -246,8 +247,8 @@ def _due(using: str, now: datetime) -> Any:
     return _open(using).filter(wake_at__lte=now)
 
 
-def _known() -> list[str]:
-    return [job.id for job in registry.known()]
+def _known(*, own: bool = False) -> list[str]:
+    return [job.id for job in registry.known(own=own)]
 
 
 def _lateness(due: datetime | None, now: datetime) -> timedelta:

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.utils.module_loading import autodiscover_modules
@@ -20,6 +21,12 @@ from .exceptions import InvalidJob, JobNotFound
 from .triggers import CronTrigger, EventTrigger, candidates
 
 Trigger = EventTrigger | CronTrigger
+
+#: Ids that begin so are the engine's own. Those jobs are claimed and fired like any; listings leave them out.
+OWN = "django-jobs-"
+
+#: The longest time a job may ask for its runs to be kept.
+LONGEST_RETENTION = timedelta(days=36_500)
 
 _KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _jobs: dict[str, "Job"] = {}
@@ -41,6 +48,8 @@ class Job:
     version: str = "1"
     queue: str = "default"
     priority: int | Callable[[Any], int] = 0
+    #: How long its finished runs are kept; None: as long as everybody's (``RETENTION_DAYS``).
+    retention: timedelta | None = None
 
     #: A template that shows a job must not run it.
     do_not_call_in_templates = True
@@ -93,8 +102,10 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
 
     ``triggers`` are ``on(...)`` and ``cron(...)``; a job without any is started by ``start``.
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
-    queue, priority (a number or a function of the event; higher first).
+    queue, priority (a number or a function of the event; higher first), retention (of its finished runs).
     """
+    if isinstance(id, str) and id.startswith(OWN):
+        raise InvalidJob(f'Job "{id}": ids that begin with {OWN} are the engine\'s own; choose another one.')
 
     def declare(handler: Callable[..., Any]) -> Job:
         if "backoff" in policy:
@@ -129,8 +140,8 @@ def get(job_id: str) -> Job:
     """Return the registered job; raise ``JobNotFound`` saying why it is not one."""
     found = _jobs.get(job_id)
     if found is None:
-        known = ", ".join(sorted(_jobs)) or "none"
-        raise JobNotFound(f'No job "{job_id}" is declared. Declared: {known}.')
+        declared = ", ".join(sorted(job.id for job in known())) or "none"
+        raise JobNotFound(f'No job "{job_id}" is declared. Declared: {declared}.')
     if flag := found.closed_by:
         raise JobNotFound(f'Job "{job_id}" is not registered: its gate {flag} is off.')
     return found
@@ -141,19 +152,19 @@ def find(job_id: str) -> Job | None:
     return _jobs.get(job_id)
 
 
-def known() -> list[Job]:
-    """List every declared job; no gate is asked."""
-    return list(_jobs.values())
+def known(*, own: bool = False) -> list[Job]:
+    """List every declared job, with ``own`` the engine's own ones too; no gate is asked."""
+    return [job for job in _jobs.values() if own or not job.id.startswith(OWN)]
 
 
-def jobs() -> list[Job]:
-    """List the registered jobs, those whose gate is open."""
-    return [job for job in _jobs.values() if job.closed_by is None]
+def jobs(*, own: bool = False) -> list[Job]:
+    """List the registered jobs, those whose gate is open, with ``own`` the engine's own ones too."""
+    return [job for job in known(own=own) if job.closed_by is None]
 
 
 def declared() -> list[Declared]:
     """List every declared job with the flag that keeps it out, if one does."""
-    return [Declared(job, job.closed_by) for job in _jobs.values()]
+    return [Declared(job, job.closed_by) for job in known()]
 
 
 def listening(event_name: str) -> list[Job]:
@@ -211,11 +222,20 @@ def _validate(job: Job) -> None:
         refuse(
             f"priority is a whole number of at most 32 bits or a function of the event, not {job.priority!r}."
         )
+    if job.retention is not None and not _is_retention(job.retention):
+        refuse(
+            f"retention is a timedelta above zero, of at most {LONGEST_RETENTION.days} days,"
+            f" or None, not {job.retention!r}."
+        )
 
 
 def is_priority(value: Any) -> bool:
     """Tell whether ``value`` is a number that the column of priorities can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
+def _is_retention(value: Any) -> bool:
+    return isinstance(value, timedelta) and timedelta(0) < value <= LONGEST_RETENTION
 
 
 def _identity(trigger: Trigger) -> Any:

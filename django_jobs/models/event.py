@@ -29,7 +29,8 @@ class Event(models.Model):
         verbose_name_plural = _("events")
         indexes = [
             models.Index(fields=["name", "id"], name="django_jobs_event_name"),
-            models.Index(fields=["received_at"], name="django_jobs_event_age"),
+            # Walked by ``retention``. With the id, since many may have come in one call, at one instant.
+            models.Index(fields=["received_at", "id"], name="django_jobs_event_age"),
         ]
 
     def __str__(self) -> str:

@@ -81,6 +81,7 @@ def test_an_unknown_key_that_is_near_to_none_gets_the_list():
         ("POLL_SECONDS", float("inf"), "above zero"),
         ("MAX_CRASHES", 0, "above zero"),
         ("RETENTION_DAYS", "30", "int or float or None"),
+        ("HOUSEKEEPING", 1, "True or False"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_says_what_it_must_be(key, value, wanted):
@@ -103,6 +104,7 @@ def test_every_default_would_pass_as_a_setting():
         ("GRACE_SECONDS", 0),
         ("POLL_SECONDS", 0.5),
         ("RETENTION_DAYS", None),
+        ("HOUSEKEEPING", False),
         ("AUTODISCOVER", None),
         ("EVENT_KEYS", ["secret"]),
     ],

@@ -63,7 +63,7 @@ class Command(BaseCommand):
 
     def _options(self, given: dict[str, Any]) -> Options:
         queues = tuple(name.strip() for name in given["queues"].split(",") if name.strip())
-        known = sorted({job.queue for job, _ in registry.declared()})
+        known = sorted({job.queue for job in registry.known(own=True)})
         if unknown := set(queues) - set(known):
             raise CommandError(
                 f"No job is in queue {', '.join(sorted(unknown))}. Queues: {', '.join(known) or 'none'}.",
