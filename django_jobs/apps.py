@@ -17,6 +17,7 @@ class DjangoJobsConfig(AppConfig):
         from . import (
             checks,  # noqa: F401 (registers the system checks)
             events,  # noqa: F401 (connects emission by signal)
+            housekeeping,  # noqa: F401 (declares the engine's own job)
             operations,  # noqa: F401 (declares a job of the engine's own)
             registry,
         )

@@ -74,6 +74,8 @@ def _impossible_values(host: dict) -> Iterator[CheckMessage]:
 
 def _unmet(key: str, value: Any, kind: Any) -> str | None:
     """Return what ``value`` would have to be, or None when it is."""
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
     name = getattr(kind, "__name__", None) or str(kind)
     if isinstance(value, bool) or not isinstance(value, kind):
         return name.replace("|", "or")

@@ -47,7 +47,10 @@ class Defaults:
     #: What is less important than this is not kept.
     LOG_LEVEL: str = "INFO"
     #: Finished runs and events older than this are pruned; None keeps all.
+    #: Finished runs and events older than this are pruned; None keeps all. A job may say otherwise.
     RETENTION_DAYS: int | float | None = 30
+    #: The engine prunes by itself, every night.
+    HOUSEKEEPING: bool = True
 
 
 class Conf:

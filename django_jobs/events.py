@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import connections, router, transaction
+from django.db import OperationalError, connections, router, transaction
 
 from . import clock, payloads, registry, signals, wakeup
 from .conf import conf
@@ -20,7 +20,7 @@ from .models import Event, Run, RunStatus
 from .models.event import digest
 from .models.fields import uuid7
 from .models.sql import adapt
-from .outage import outlast
+from .outage import TRIES, outlast
 from .triggers import EventTrigger, check_event_name
 
 #: The event behind a run that was started by hand; names under ``django_jobs/`` are the engine's own.
@@ -66,7 +66,7 @@ def emit_many(specs: Iterable[EventSpec]) -> list[Event]:
     def write() -> list[Event]:
         nonlocal tried
         if tried and _is_committed(drafts, using):
-            return _resolve(drafts, using)
+            return _first_ones(drafts, _holders(drafts, using))
         tried = True
         return _emit(drafts, using, now)
 
@@ -84,9 +84,8 @@ def _is_committed(drafts: Sequence[tuple[Event, str]], using: str) -> bool:
 
 
 def _emit(drafts: Sequence[tuple[Event, str]], using: str, now: datetime) -> list[Event]:
-    for event, _ in drafts:  # An earlier try may have left its marks.
-        event._state.adding = True
-        event.digest = digest(event.name, event.key) if event.key else None
+    for event, _ in drafts:
+        event._state.adding = True  # An earlier try may have left its mark.
     with _transaction(using):
         events = _insert(drafts, using)
         fresh = list({event.pk: event for event in events if event._state.adding}.values())
@@ -202,10 +201,11 @@ def _insert(drafts: Sequence[tuple[Event, str]], using: str) -> list[Event]:
     The unique digest decides: of two emitters at once one inserts and the other finds the row.
     """
     drafts, doubles = _first_of_each_key(drafts)
-    inserted = sum(_insert_batch(drafts[i : i + BATCH], using) for i in range(0, len(drafts), BATCH))
-    events = [event for event, _ in drafts]
-    if inserted < len(drafts):
-        events = _resolve(drafts, using)
+    events: list[Event] = []
+    for start in range(0, len(drafts), BATCH):
+        batch = drafts[start : start + BATCH]
+        all_new = _insert_batch(batch, using) == len(batch)
+        events += [event for event, _ in batch] if all_new else _resolve(batch, using)
     return [events[place] for place in doubles]
 
 
@@ -254,29 +254,60 @@ def _insert_batch(drafts: Sequence[tuple[Event, str]], using: str) -> int:
 
 
 def _resolve(drafts: Sequence[tuple[Event, str]], using: str) -> list[Event]:
-    """Find which drafts came too late, and put the event that was there in their place."""
-    wanted = [event.digest for event, _ in drafts if event.digest]
-    there = {event.digest: event for event in Event.objects.using(using).filter(digest__in=wanted)}
-    result = []
-    for event, encoded in drafts:
-        first = there.get(event.digest, event) if event.digest else event
-        result.append(event if first.pk == event.pk else _after(first, event, encoded, using))
-    return result
-
-
-def _after(first: Event, event: Event, encoded: str, using: str) -> Event:
     """
-    Return ``first``, or ``event`` inserted behind it when the key's period is over.
+    Return the events that have the keys of ``drafts``: who was first, or the draft once that one's period is over.
 
-    The successor's digest is made of its predecessor's id: still unique, still only an INSERT.
+    The draft then takes the key from the first event and is inserted like any other. Of emitters at once
+    the UPDATE lets one through: the others wait until it has committed, take nothing, are refused by the
+    unique digest and return that one's event. If it is rolled back, the key is where it was.
+
+    Whom this holds up: PostgreSQL locks the old event as if to delete it, because a foreign key could refer
+    to its digest. Until the commit nobody inserts a run of the old event (a replay), and an emitter waits for
+    one who is doing so. A worker goes on: it locks no event, and no UPDATE of a run looks at the run's event.
+    On MariaDB each refused INSERT has left a shared lock on the old digest, so of emitters at once all but
+    one are victims of a deadlock, which ``emit`` repeats; in a caller's transaction the caller has to.
     """
+    holders = _holders(drafts, using)
+    for _ in range(TRIES):
+        free = [draft for draft in drafts if _is_free(draft[0], holders)]
+        if not free:
+            return _first_ones(drafts, holders)
+        _release([holders[event.digest] for event, _ in free if event.digest in holders], using)
+        if _insert_batch(free, using) == len(free):
+            holders |= {event.digest: event for event, _ in free}
+        else:
+            holders |= _holders(free, using)
+    # Somebody's event has the key and yet is not there: this transaction sees an older state (REPEATABLE READ).
+    raise OperationalError(f'The event with the key "{free[0][0].key}" cannot be seen yet; begin again.')
+
+
+def _holders(drafts: Sequence[tuple[Event, str]], using: str) -> dict[str | None, Event]:
+    """Read the events that have the keys of ``drafts``, by digest. Unique index."""
+    digests = [event.digest for event, _ in drafts if event.digest]
+    return {event.digest: event for event in Event.objects.using(using).filter(digest__in=digests)}
+
+
+def _is_free(event: Event, holders: dict[str | None, Event]) -> bool:
+    """Tell whether ``event`` may have the key it wants: nobody has it, or its holder's period is over."""
+    if event.digest is None:
+        return False
+    holder = holders.get(event.digest)
+    if holder is None:  # It was pruned just now.
+        return True
     period = timedelta(hours=conf.EVENT_KEY_HOURS)
-    while event.received_at - first.received_at >= period:
-        event.digest = digest(event.name, event.key or "", first)
-        if _insert_batch([(event, encoded)], using):
-            return event
-        first = Event.objects.using(using).get(digest=event.digest)
-    return first
+    return holder.pk != event.pk and event.received_at - holder.received_at >= period
+
+
+def _release(holders: Sequence[Event], using: str) -> int:
+    """Take their keys from these events, unless somebody else has done so."""
+    digests = [event.digest for event in holders]
+    late = Event.objects.using(using).filter(pk__in=[event.pk for event in holders], digest__in=digests)
+    return late.update(digest=None)
+
+
+def _first_ones(drafts: Sequence[tuple[Event, str]], holders: dict[str | None, Event]) -> list[Event]:
+    first = [holders.get(event.digest, event) for event, _ in drafts]
+    return [event if event.pk == there.pk else there for (event, _), there in zip(drafts, first, strict=True)]
 
 
 # Runs.

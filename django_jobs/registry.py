@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ Trigger = EventTrigger | CronTrigger
 
 #: Ids that begin so are the engine's own. Those jobs are claimed and fired like any; listings leave them out.
 OWN = "django-jobs-"
+
+#: The longest time a job may ask for its runs to be kept.
+LONGEST_RETENTION = timedelta(days=36_500)
 
 _KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _jobs: dict[str, "Job"] = {}
@@ -59,6 +63,8 @@ class Job:
     batch: policies.Batch | None = None
     singleton: policies.Singleton | None = None
     idempotency: policies.Idempotency | None = None
+    #: How long its finished runs are kept; None: as long as everybody's (``RETENTION_DAYS``).
+    retention: timedelta | None = None
 
     #: A template that shows a job must not run it.
     do_not_call_in_templates = True
@@ -120,9 +126,9 @@ def job(id: str, *triggers: Trigger, **policy: Any) -> Callable[[Callable[..., A
 
     ``triggers`` are ``on(...)`` and ``cron(...)``; a job without any is started by ``start``.
     ``policy``: group, gate, retries (per step, and for the code between steps), backoff, version,
-    queue, priority (a number or a function of the event; higher first); for flow control concurrency (one
-    limit or several), throttle, rate_limit, debounce, batch, singleton, idempotency; and cancel_on, timeouts,
-    on_failure.
+    queue, priority (a number or a function of the event; higher first), retention (of its finished runs); for
+    flow control concurrency (one limit or several), throttle, rate_limit, debounce, batch, singleton, idempotency;
+    and cancel_on, timeouts, on_failure.
     """
     if callable(id):
         raise InvalidJob('@job takes the id of the job: @job("send-invoice", on("invoice/due")).')
@@ -271,11 +277,20 @@ def _validate(job: Job) -> None:
         policies.check({name: getattr(job, name) for name in policies.OPTIONS})
     except InvalidJob as error:
         refuse(str(error))
+    if job.retention is not None and not _is_retention(job.retention):
+        refuse(
+            f"retention is a timedelta above zero, of at most {LONGEST_RETENTION.days} days,"
+            f" or None, not {job.retention!r}."
+        )
 
 
 def is_priority(value: Any) -> bool:
     """Tell whether ``value`` is a number that the column of priorities can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
+def _is_retention(value: Any) -> bool:
+    return isinstance(value, timedelta) and timedelta(0) < value <= LONGEST_RETENTION
 
 
 def _identity(trigger: Trigger) -> Any:

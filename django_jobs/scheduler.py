@@ -188,7 +188,7 @@ def _ours() -> Any:
 
 
 def _wanted() -> dict[tuple[str, str], tuple[registry.Job, CronTrigger]]:
-    return {(job.id, cron.key): (job, cron) for job in registry.jobs() for cron in job.crons}
+    return {(job.id, cron.key): (job, cron) for job in registry.jobs(own=True) for cron in job.crons}
 
 
 def _columns(job: registry.Job, cron: CronTrigger) -> dict[str, Any]:

@@ -6,23 +6,18 @@ impossible verb raises ``InvalidVerb`` saying why, and changes nothing. What was
 a user or a name) and why is told by the signal ``admin_action``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connections, router, transaction
-from django.db.models import Exists, OuterRef
-from django.db.models.query import QuerySet
 
 from . import clock, flags, operations, pauses, registry, signals, verbs
-from .conf import conf
 from .exceptions import InvalidVerb
-from .models import Attempt, Event, Job, Lane, Log, Operation, PauseMode, Run, Step
+from .models import Job, Operation, PauseMode, Run
+from .retention import prune_in_batches
 from .verbs import find_run
-
-#: Rows of one DELETE while pruning, so that no statement holds its locks for long.
-BATCH = 500
 
 
 def cancel(run: Run | UUID | str, reason: str = "", cascade: bool = True, *, actor: Any = None) -> Run:
@@ -156,6 +151,7 @@ def sync(using: str | None = None) -> None:
         "version",
         "retries",
         "queue",
+        "retention",
         "declared",
         "synced_at",
     ]
@@ -188,6 +184,7 @@ def _row(job: registry.Job, closed_by: str | None, now: datetime) -> Job:
         version=job.version,
         retries=job.retries,
         queue=job.queue,
+        retention=job.retention,
         synced_at=now,
     )
 
@@ -219,47 +216,14 @@ def check_clock(using: str) -> float | None:
 
 def prune(before: datetime | None = None) -> dict[str, int]:
     """
-    Delete finished runs, and events no run refers to, that ended or came before ``before``.
+    Delete finished runs and events that are past their retention; return how many of each.
 
-    By default that is ``RETENTION_DAYS`` ago; None there keeps everything. Works in batches, never
-    touches an open run or its event, and may be stopped and repeated. Returns the counts.
+    A job's own ``retention`` comes first, then ``RETENTION_DAYS``, where None keeps everything. With
+    ``before`` it is that instead, for every job: what ended or came before then. Works in batches,
+    never touches an open run or an event that a run refers to, and may be stopped and repeated.
     """
-    if before is None:
-        if conf.RETENTION_DAYS is None:
-            return {"runs": 0, "events": 0}
-        before = clock.now() - timedelta(days=conf.RETENTION_DAYS)
-    using = router.db_for_write(Run)
-    old_runs = Run.objects.using(using).filter(finished_at__lt=before).order_by("finished_at")
-    # A batch that is not done finds its events by them.
-    old_runs = old_runs.exclude(yielded_to__finished_at__isnull=True, yielded_to__wake_at__isnull=False)
-    unused = ~Exists(Run.objects.using(using).filter(event=OuterRef("pk")))
-    old_events = Event.objects.using(using).filter(unused, received_at__lt=before).order_by("received_at")
-    Lane.objects.using(using).prune(BATCH)
-    return {
-        "runs": sum(_delete_runs(batch, using) for batch in _batches(old_runs)),
-        "events": sum(
-            Event.objects.using(using).filter(unused, pk__in=batch)._raw_delete(using)
-            for batch in _batches(old_events)
-        ),
-    }
-
-
-def _batches(rows: QuerySet) -> Iterator[list[UUID]]:
-    while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
-        yield keys
-
-
-def _delete_runs(keys: list[UUID], using: str) -> int:
-    """Delete runs with all that is theirs; another pruner at the same time finds them gone."""
-    with transaction.atomic(using=using):
-        runs = Run.objects.using(using)
-        over = runs.filter(pk__in=keys, finished_at__isnull=False)  # One may have been retried meanwhile.
-        keys = list(over.select_for_update().values_list("pk", flat=True))
-        if not keys:
-            return 0
-        runs.filter(parent__in=keys).update(parent=None)
-        runs.filter(replay_of__in=keys).update(replay_of=None)
-        Attempt.objects.using(using).filter(run__in=keys)._raw_delete(using)
-        Log.objects.using(using).filter(run__in=keys)._raw_delete(using)
-        Step.objects.using(using).filter(run__in=keys)._raw_delete(using)
-        return runs.filter(pk__in=keys)._raw_delete(using)
+    pruned = {"runs": 0, "events": 0}
+    for batch in prune_in_batches(before):
+        pruned["runs"] += batch.runs
+        pruned["events"] += batch.events
+    return pruned

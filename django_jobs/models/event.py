@@ -10,10 +10,10 @@ from .fields import NameField, PayloadDecoder, PayloadEncoder, uuid7
 
 class Event(models.Model):
     """
-    One recorded event. Rows are only ever added.
+    One recorded event. Rows are only ever added, and pruned.
 
-    ``digest`` is what makes a key unique: it covers the name and the key, and once the key's period
-    is over also the event it follows, so that a new one is an INSERT like any other.
+    ``digest`` is what makes a key unique: it stands for the name and the key, and is on the one event
+    that has the key. A later event takes it over once the key's period is over.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -40,14 +40,14 @@ class Event(models.Model):
                 name="django_jobs_event_unrouted",
                 condition=models.Q(unrouted__isnull=False),
             ),
-            models.Index(fields=["received_at"], name="django_jobs_event_age"),
+            # Walked by ``retention``. With the id, since many may have come in one call, at one instant.
+            models.Index(fields=["received_at", "id"], name="django_jobs_event_age"),
         ]
 
     def __str__(self) -> str:
         return self.name
 
 
-def digest(name: str, key: str, after: Event | None = None) -> str:
-    """Return what only one event may have: the first with this name and key, or the next after one."""
-    parts = [name, key, str(after.pk) if after else ""]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def digest(name: str, key: str) -> str:
+    """Return what only one event may have at a time: the one that this key of this name belongs to."""
+    return hashlib.sha256(f"{name}\0{key}".encode()).hexdigest()

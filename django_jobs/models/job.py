@@ -43,6 +43,8 @@ class Job(models.Model):
     version = models.CharField(_("version"), max_length=50, blank=True)
     retries = models.PositiveIntegerField(_("retries"), default=0)
     queue = models.CharField(_("queue"), max_length=50, blank=True)
+    #: How long its finished runs are kept, if not as long as everybody's.
+    retention = models.DurationField(_("retention"), null=True, blank=True)
     #: False when no installed code declares it any more.
     declared = models.BooleanField(_("declared"), default=True)
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)

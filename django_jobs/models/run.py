@@ -367,8 +367,11 @@ class Run(models.Model):
                 condition=Q(wake_at__isnull=False),
             ),
             models.Index(fields=["job_id", "queued_at"], name="django_jobs_run_job"),
+            # Walked by ``retention``, job by job, since each may keep its runs for a time of its own.
             models.Index(
-                fields=["finished_at"], name="django_jobs_run_age", condition=Q(finished_at__isnull=False)
+                fields=["job_id", "finished_at", "id"],
+                name="django_jobs_run_age",
+                condition=Q(finished_at__isnull=False),
             ),
             models.Index(fields=["parent"], name="django_jobs_run_parent", condition=Q(parent__isnull=False)),
             models.Index(

@@ -1,11 +1,12 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Group
-from django.db import connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.db.models.signals import post_delete, post_save
 from django.test.utils import override_settings
 
@@ -261,15 +262,146 @@ def test_of_many_emitters_with_one_key_at_once_one_emits(listener, at_once):
         assert events[0].runs.count() == 1
 
 
+def test_a_key_used_for_years_stays_with_its_latest_event_alone(jobs):
+    for _ in range(5):
+        latest = emit("report/wanted", key="daily")
+        jobs.advance(timedelta(hours=25))
+
+    assert Event.objects.filter(key="daily").count() == 5
+    assert Event.objects.get(digest__isnull=False) == latest
+
+
+def test_pruning_the_old_events_of_a_key_does_not_free_it(jobs):
+    for _ in range(3):
+        latest = emit("report/wanted", key="daily")
+        jobs.advance(timedelta(hours=25))
+    jobs.advance(timedelta(hours=-2))
+    Event.objects.exclude(pk=latest.pk).delete()
+
+    assert emit("report/wanted", key="daily") == latest
+
+
+def test_only_the_keys_that_are_over_change_hands_in_one_call(jobs, listener):
+    old = emit_many([EventSpec("invoice/paid", {"n": n}, key=f"old-{n}") for n in range(3)])
+    jobs.advance(timedelta(hours=24))
+    young = emit("invoice/paid", {"n": 3}, key="young")
+
+    keys = ["old-0", "young", None, "new", "old-2", "old-0"]
+    events = emit_many([EventSpec("invoice/paid", {"n": 10 + n}, key=key) for n, key in enumerate(keys)])
+
+    assert [event.data["n"] for event in events] == [10, 3, 12, 13, 14, 10]
+    assert [event.runs.count() for event in events] == [1] * 6
+    assert events[1] == young
+    kept = Event.objects.filter(key__in=["old-0", "old-1", "old-2"], digest__isnull=False)
+    assert set(kept) == {events[0], old[1], events[4]}
+
+
+def test_a_rolled_back_emission_leaves_the_key_where_it_was(jobs, listener):
+    first = emit("invoice/paid", {"n": 1}, key="7")
+    jobs.advance(timedelta(hours=24))
+    with transaction.atomic():
+        assert emit("invoice/paid", {"n": 2}, key="7") != first
+        transaction.set_rollback(True)
+
+    assert Event.objects.get(digest__isnull=False) == first
+    third = emit("invoice/paid", {"n": 3}, key="7")
+    assert third.data == {"n": 3}
+    assert emit("invoice/paid", {"n": 4}, key="7") == third
+
+
+def test_a_key_whose_event_is_pruned_between_two_looks_is_free(jobs, listener):
+    first = emit("invoice/paid", {"n": 1}, key="7")
+    pruned = []
+
+    def prune_before_the_look(execute, sql, params, many, context):
+        if not pruned and sql.startswith("SELECT") and "django_jobs_event" in sql:
+            pruned.append(True)
+            Run.objects.all().delete()
+            first.delete()
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(prune_before_the_look):
+        second = emit("invoice/paid", {"n": 2}, key="7")
+
+    assert pruned
+    assert Event.objects.get() == second
+    assert second.runs.get().status == "queued"
+
+
 @pytest.mark.django_db(transaction=True)
-def test_of_many_emitters_at_once_after_the_period_one_emits(jobs, listener, at_once):
+@pytest.mark.parametrize("threads", [2, 8])
+def test_of_many_emitters_at_once_after_the_period_one_emits(threads, jobs, listener, at_once):
+    for number in range(3):
+        key = f"key-{number}"
+        first = emit("invoice/paid", key=key)
+        jobs.advance(timedelta(hours=25))
+
+        events = at_once(lambda key=key: emit("invoice/paid", key=key), threads)
+
+        [second] = {event.pk for event in events}
+        assert second != first.pk
+        assert Event.objects.filter(key=key).count() == Run.objects.filter(event__key=key).count() == 2
+        assert events[0].runs.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_callers_at_once_in_transactions_of_their_own_one_emits(jobs, listener, at_once):
     first = emit("invoice/paid", key="7")
     jobs.advance(timedelta(hours=25))
 
-    events = at_once(lambda: emit("invoice/paid", key="7"))
+    def call():
+        with transaction.atomic():
+            return emit("invoice/paid", key="7")
+
+    events = at_once(lambda: again_after_a_deadlock(call))
 
     assert len({event.pk for event in events} - {first.pk}) == 1
+    assert first not in events
     assert Run.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.only_on("postgresql", "mysql")
+def test_when_the_first_of_two_emitters_rolls_back_the_other_has_the_key(jobs, listener, at_once):
+    first = emit("invoice/paid", {"n": 1}, key="7")
+    jobs.advance(timedelta(hours=25))
+    fates = ["rolls back", "commits"]
+
+    def call(fate):
+        with transaction.atomic():
+            emit("invoice/paid", {"n": fate}, key="7")
+            transaction.set_rollback(fate == "rolls back")
+
+    at_once(lambda: again_after_a_deadlock(partial(call, fates.pop())), 2)
+
+    second = Event.objects.get(digest__isnull=False)
+    assert second.data == {"n": "commits"}
+    assert set(Event.objects.all()) == {first, second}
+    assert second.runs.count() == 1
+
+
+def again_after_a_deadlock(work):
+    """Begin again as a caller on MariaDB has to; elsewhere there is no deadlock."""
+    while True:
+        try:
+            return work()
+        except OperationalError:
+            assert connection.vendor == "mysql"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.only_on("mysql")
+def test_a_key_that_is_taken_and_cannot_be_seen_is_not_taken_for_an_emission(listener, at_once):
+    with connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with transaction.atomic():
+        assert not Event.objects.exists()
+        [theirs] = at_once(lambda: emit("invoice/paid", key="7"), 1)
+        with pytest.raises(OperationalError, match="begin again"):
+            emit("invoice/paid", key="7")
+        transaction.set_rollback(True)
+
+    assert emit("invoice/paid", key="7") == theirs
 
 
 # Many, and from async code.

@@ -96,6 +96,17 @@ def test_emit_with_a_key_seen_before_reads_the_first_event():
     assert in_a_transaction(lambda: emit("a/b", key="k")) == ["INSERT", "SELECT"]
 
 
+def test_emit_with_a_key_whose_period_is_over_takes_it_from_the_first_event(jobs):
+    job("listener", on("a/b"))(lambda ctx: None)
+    for _ in range(3):
+        emit("a/b", key="k")
+        jobs.advance(timedelta(hours=25))
+
+    taking_over = in_a_transaction(lambda: emit("a/b", key="k"))
+
+    assert taking_over == ["INSERT", "SELECT", "UPDATE", "INSERT", "INSERT"]
+
+
 def test_many_events_are_two_statements():
     job("listener", on("a/b"))(lambda ctx: None)
     specs = [EventSpec("a/b", {"n": number}, key=f"k{number}") for number in range(10)]

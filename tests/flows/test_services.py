@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
-from django_jobs import StepError, emit, job, on, registry, services, signals
+from django_jobs import StepError, emit, job, on, registry, retention, services, signals
 from django_jobs.exceptions import InvalidVerb
 from django_jobs.models import Attempt, Event, Run, RunStatus, Step
 from django_jobs.testing import now
@@ -66,7 +66,7 @@ def test_a_run_that_is_not_there_is_said_so(db):
 
 
 def test_pruning_takes_what_is_old_and_over_and_nothing_else(jobs, monkeypatch):
-    monkeypatch.setattr(services, "BATCH", 2)
+    monkeypatch.setattr(retention, "BATCH", 2)
 
     @job("ends", on("a/b"), retries=0)
     def ends(ctx):

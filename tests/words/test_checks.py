@@ -87,6 +87,7 @@ def test_an_unknown_key_that_is_near_to_none_gets_the_list():
         ("LOG_LEVEL", 20, "str"),
         ("LOG_LEVEL", "info", "one of .*INFO"),
         ("LOG_LEVEL", "LOUD", "one of .*WARNING"),
+        ("HOUSEKEEPING", 1, "True or False"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_says_what_it_must_be(key, value, wanted):
@@ -111,6 +112,7 @@ def test_every_default_would_pass_as_a_setting():
         ("LOG_LEVEL", "ERROR"),
         ("POLL_SECONDS", 0.5),
         ("RETENTION_DAYS", None),
+        ("HOUSEKEEPING", False),
         ("AUTODISCOVER", None),
         ("EVENT_KEYS", ["a-key_of.twenty~chars"]),
         ("EVENT_KEYS", ("0123456789abcdefghij", "ABCDEFGHIJ0123456789")),

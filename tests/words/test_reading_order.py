@@ -18,8 +18,8 @@ ORDER = """
     conf clock exceptions payloads signals backoff triggers endings flags policies registry
     models
     wakeup outage scribe runlog events history passes gates seats admission perform waiting branches steps
-    awaited cancelling executor routing verbs pauses operations services
-    scheduler broker channel pusher worker cluster
+    awaited cancelling executor routing verbs pauses operations retention services
+    housekeeping scheduler broker channel pusher worker cluster
     checks health console rehearsal testing pytest_plugin tasks endpoint urls admin management apps
     catalog
 """.split()

@@ -1,5 +1,7 @@
 """Declaring jobs, and which of them count."""
 
+from datetime import timedelta
+
 import pytest
 from django.test import override_settings
 
@@ -21,7 +23,14 @@ def a_job(id="a-job", *triggers, **policy):
 
 def test_a_declared_job_is_found_by_its_id_with_all_it_was_given():
     made = a_job(
-        "send-invoice", on("invoice/due"), group="billing", retries=2, version="3", queue="mail", priority=5
+        "send-invoice",
+        on("invoice/due"),
+        group="billing",
+        retries=2,
+        version="3",
+        queue="mail",
+        priority=5,
+        retention=timedelta(days=90),
     )
 
     assert registry.get("send-invoice") is made
@@ -33,6 +42,7 @@ def test_a_declared_job_is_found_by_its_id_with_all_it_was_given():
         5,
     )
     assert [str(trigger) for trigger in made.triggers] == ['on("invoice/due")']
+    assert made.retention == timedelta(days=90)
     assert made.doc == "Do something."
     assert made.backoff == Backoff()
 
@@ -102,6 +112,11 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do():
         ({"priority": 2**31}, "priority"),
         ({"backoff": 3}, 'Job "a-job": backoff'),
         ({"backoff": []}, 'Job "a-job": backoff'),
+        ({"retention": 30}, "retention"),
+        ({"retention": timedelta(0)}, "retention"),
+        ({"retention": timedelta(days=-1)}, "retention"),
+        ({"retention": timedelta.max}, "retention"),
+        ({"backoff": 3}, "backoff|Backoff"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_where_the_job_is_declared(policy, word):

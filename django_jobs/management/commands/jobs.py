@@ -199,9 +199,12 @@ class Command(BaseCommand):
         counts = services.prune(before)
 
         def text() -> str:
+            pruned = f"Pruned {counts['runs']} finished runs and {counts['events']} events."
             if before is None and conf.RETENTION_DAYS is None:
-                return "RETENTION_DAYS is None, so all is kept. Say --days or --before to prune."
-            return f"Pruned {counts['runs']} finished runs and {counts['events']} events."
+                pruned += (
+                    " RETENTION_DAYS is None, so only a job's own retention counts: say --days or --before."
+                )
+            return pruned
 
         self._reply(options, counts, text)
 
@@ -270,7 +273,7 @@ def _add_verbs(add: Callable[[str, str], CommandParser]) -> None:
         acting.add_why(verb)
     prune = add("prune", "delete finished runs and old events").add_mutually_exclusive_group()
     prune.add_argument("--before", metavar="ISO", help="what ended or came before this")
-    prune.add_argument("--days", type=_days, metavar="N", help="what is older than N days (RETENTION_DAYS)")
+    prune.add_argument("--days", type=_days, metavar="N", help="what is older than N days")
     add("health", "exit code 0: healthy, 1: not, 2: cannot tell")
     add("doctor", "what is misconfigured or stuck, and how to mend it")
 
