@@ -508,7 +508,7 @@ def test_all_runs_of_a_filter_are_acted_on_once_that_is_confirmed(manage, jobs, 
         ("cancelled", "too many")
     }
     lines = manage("operations").splitlines()
-    assert re.match(rf"{operation.pk}  cancel  status=queued,job=greet +completed +.* 3/3", lines[1])
+    assert re.match(rf"{operation.pk}  cancel  job=greet,status=queued +completed +.* 3/3", lines[1])
 
 
 def test_nothing_is_done_to_them_unless_it_is_confirmed(manage, greet, engine, answer):
