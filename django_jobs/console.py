@@ -208,6 +208,7 @@ def operations_table(operations: Iterable[Operation], style: Any) -> str:
 
 def where(filter: dict[str, Any]) -> str:
     """Word a filter as the command line takes it."""
+    # PostgreSQL keeps names in an order of its own.
     pairs = [(name, [value] if isinstance(value, str) else value) for name, value in sorted(filter.items())]
     return ",".join(f"{name}={value}" for name, values in pairs for value in values)
 

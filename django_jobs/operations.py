@@ -2,7 +2,7 @@
 A verb for all runs that a filter chooses, as a durable run of a job of the engine's own.
 
 What is chosen is settled when the operation begins: the runs there are then. They are walked through by
-their ids, a batch in each step. A batch, its counts and its checkpoint are one transaction: whatever dies
+their ids, a batch in each step. A batch, its counts and how far it came are one transaction: whatever dies
 when, each run is acted on once, and one that is refused costs none of the others.
 """
 
@@ -134,7 +134,7 @@ def begin(verb: str, filter: Mapping[str, Any], reason: str, actor: str) -> Oper
         operation = Operation(verb=verb, filter=filter, total=total, last_id=last, created_at=clock.now())
         operation.reason, operation.actor = reason[: verbs.REASON], actor[:255]
         operation.save(using=using, force_insert=True)
-        _start(operation.pk, None)
+        _start(operation.pk)
     operation.refresh_from_db(using=using)
     return operation
 
@@ -160,8 +160,8 @@ def _rows() -> QuerySet[Operation]:
     return Operation.objects.using(router.db_for_write(Operation))
 
 
-def _start(key: UUID, after: UUID | None) -> None:
-    run = events.start(job, {"operation": key, "after": after})
+def _start(key: UUID) -> None:
+    run = events.start(job, {"operation": key})
     _rows().filter(pk=key).update(run=run)
 
 
@@ -170,35 +170,40 @@ def _start(key: UUID, after: UUID | None) -> None:
 
 def work_off(ctx: Any) -> None:
     """Do what an operation wants, batch by batch, until it is done or aborted."""
-    key, after = ctx.event.data["operation"], ctx.event.data["after"]
+    key = ctx.event.data["operation"]
     for _ in range(max(1, min(MOST_BATCHES, conf.MAX_STEPS - 1))):
-        after = ctx.step.atomic("batch", do_batch, key, after)
-        if after is None:
+        if not ctx.step.atomic("batch", do_batch, key):
             return
-    ctx.step.atomic("go-on", _start, key, after)
+    ctx.step.atomic("go-on", _start, key)
 
 
-def do_batch(key: UUID, after: UUID | None) -> UUID | None:
-    """Act on the next runs beyond ``after``; return the last of them, or None when there is no more to do."""
-    # Locked, so that an abort comes before this batch or after it.
+def do_batch(key: UUID) -> bool:
+    """Act on the next runs; return whether there may be more to do."""
+    # Locked, so that an abort comes before this batch or after it, and so does another run at the same work.
     operation = _rows().select_for_update().get(pk=key)
     if operation.status != OperationStatus.WORKING:
-        return None
-    runs = chosen(operation.verb, operation.filter, router.db_for_write(Run)).filter(
-        pk__lte=operation.last_id
-    )
-    if after:
-        runs = runs.filter(pk__gt=after)
-    batch = list(runs.order_by("pk").defer("output")[:BATCH])
+        return False
+    batch = list(_next(operation))
     done = [run.pk for run in batch if _do(operation, run)]
     operation.done += len(done)
-    if len(batch) < BATCH:
+    if len(batch) == BATCH:
+        operation.reached_id = batch[-1].pk
+    else:
         _complete(operation)
     operation.save()
     if done:
         news = {"actor": operation.actor, "verb": operation.verb, "ids": done, "reason": operation.reason}
         signals.announce(signals.admin_action, Run, using=router.db_for_write(Run), **news)
-    return batch[-1].pk if len(batch) == BATCH else None
+    return len(batch) == BATCH
+
+
+def _next(operation: Operation) -> QuerySet[Run]:
+    runs = chosen(operation.verb, operation.filter, router.db_for_write(Run)).filter(
+        pk__lte=operation.last_id
+    )
+    if operation.reached_id:
+        runs = runs.filter(pk__gt=operation.reached_id)
+    return runs.order_by("pk").defer("output")[:BATCH]
 
 
 def _do(operation: Operation, run: Run) -> bool:

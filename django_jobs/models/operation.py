@@ -27,6 +27,8 @@ class Operation(models.Model):
     #: How many runs it chose at the beginning, the last of them, and what became of them.
     total = models.PositiveIntegerField(_("total"))
     last_id = models.UUIDField(_("last run"))
+    #: Where it is: what comes up to this run is settled.
+    reached_id = models.UUIDField(_("reached"), null=True, blank=True)
     done = models.PositiveIntegerField(_("done"), default=0)
     #: No longer as the verb needs them when their turn came.
     skipped = models.PositiveIntegerField(_("skipped"), default=0)
