@@ -14,6 +14,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 
+from . import clock
 from .branches import Ended, join
 from .exceptions import Interrupt
 from .models import Step, StepKind, StepStatus
@@ -87,10 +88,10 @@ async def _outcome(work: Work) -> Outcome:
         awaitable = how.value
     else:
         awaitable = work.call()
-    token = inside.set(work.step)
+    token, began = inside.set(work.step), clock.now()
     try:
         async with asyncio.timeout(work.timeout) as limit:
-            return Outcome(await awaitable)
+            value = await awaitable
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) and task.cancelling():
             raise
@@ -99,6 +100,8 @@ async def _outcome(work: Work) -> Outcome:
         return Outcome(error=late(work.timeout) if limit.expired() else error)
     finally:
         inside.reset(token)
+    # It may have caught its cancellation, or not have let the event loop look at the time.
+    return Outcome(error=late(work.timeout)) if limit.expired() else work.returned(value, began=began)
 
 
 class _Desk:

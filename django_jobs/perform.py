@@ -6,11 +6,13 @@ went. So the same lines serve a job that is a plain function and one that awaits
 """
 
 import copy
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, cast
+from uuid import UUID
 
 from django.db import IntegrityError, InterfaceError, OperationalError, connections, transaction
 
@@ -19,9 +21,17 @@ from .backoff import AnyBackoff, Backoff
 from .conf import conf
 from .exceptions import Interrupt, InvalidEvent, JobNotFound, NonRetriableError, RetryAfter, StepError
 from .history import describe
-from .models import Attempt, Step, StepKind, StepStatus
+from .models import Attempt, Run, Step, StepKind, StepStatus
 from .outage import outlast
-from .passes import Parked, Pass
+from .passes import Lost, Parked, Pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a work went."""
+
+    value: Any = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -32,13 +42,11 @@ class Work:
     step: str
     timeout: float | None = None
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a work went."""
-
-    value: Any = None
-    error: BaseException | None = None
+    def returned(self, value: Any, *, began: datetime) -> Outcome:
+        """Return how it went that returned ``value`` now: what comes too late is discarded, however good."""
+        if self.timeout and (clock.now() - began).total_seconds() > self.timeout:
+            return Outcome(error=late(self.timeout))
+        return Outcome(value)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class Policy:
 
 Doing = Generator[Work, Outcome, Any]
 
+#: The run, and the lease of the pass that has it.
+Hold = tuple[UUID, UUID]
+
 
 @dataclass(eq=False)
 class Try:
@@ -62,60 +73,63 @@ class Try:
     policy: Policy
     number: int
     started_at: datetime = field(default_factory=clock.now)
+    _ended: threading.Lock = field(default_factory=threading.Lock)
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Let the worker see it while it goes on, if it may not take for ever."""
-        if self.policy.timeout is None:
-            yield
-            return
-        going_on.add(self)
-        try:
-            yield
-        finally:
-            going_on.discard(self)
+    def end(self) -> bool:
+        """Take it upon the caller to say how it ended. One of two threads may; the other is told False."""
+        return self._ended.acquire(blocking=False)
 
-
-#: The tries of this process that have a time-out.
-going_on: set[Try] = set()
-
-
-def overdue() -> list[Try]:
-    """List the tries that have taken longer than they may and a little: their threads cannot be told to stop."""
-    now = clock.now()
-    return [
-        one
-        for one in tuple(going_on)
-        if (now - one.started_at).total_seconds() > (one.policy.timeout or 0) + SLACK
-    ]
-
-
-def give_up(attempt: Try) -> None:
-    """
-    Record that a try took too long, and let the run go on elsewhere: its lease ends here.
-
-    Called from another thread. What the stuck one comes to after all meets the fence and is discarded.
-    """
-    going_on.discard(attempt)
-    current = attempt.current
-    attempt = replace(attempt, step=copy.copy(attempt.step))
-    _spoil(attempt, late(attempt.policy.timeout))
-    at = attempt.step.wake_at or clock.now()
-
-    def settle() -> None:
-        with transaction.atomic(using=current.using):
-            _record_failure(attempt, attempt.step.pk)
-            current.held.retry(at, current.attempt)
-
-    outlast(current.using, settle)
-
-
-def late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"It took longer than {timeout:g} s.")
+    def is_overdue(self) -> bool:
+        """Tell whether it has taken longer than it may, and a little more."""
+        limit = (self.policy.timeout or 0) + SLACK
+        return (clock.now() - self.started_at).total_seconds() > limit
 
 
 #: A try that ends by itself so soon after its time is left to do so.
 SLACK = 0.5
+
+#: The tries of this process that may not take for ever and whose work goes on.
+going_on: set[Try] = set()
+
+
+def overdue() -> dict[Hold, list[Try]]:
+    """
+    Take the tries that are overdue out of the hands of their threads, which cannot be told to stop; by run.
+
+    For ``give_up``. A thread whose try was taken says no more of it when it goes on after all.
+    """
+    taken: dict[Hold, list[Try]] = {}
+    for one in tuple(going_on):
+        if one.is_overdue() and one.end():
+            taken.setdefault(one.current.run.hold, []).append(one)
+    return taken
+
+
+def give_up(tries: Sequence[Try]) -> bool:
+    """
+    Record that these tries of one pass took too long, and let its run go on elsewhere: the lease ends here.
+
+    Called from another thread. What else the pass comes to meets the fence and is discarded. Returns False, and
+    writes nothing, if the lease was lost before.
+    """
+    current = tries[0].current
+    spoilt = [replace(one, step=copy.copy(one.step)) for one in tries]
+    for one in spoilt:
+        _spoil(one, late(one.policy.timeout))
+    at = min(one.step.wake_at or clock.now() for one in spoilt)
+    for_good = [one.step for one in spoilt if one.step.status == StepStatus.FAILED]
+    with transaction.atomic(using=current.using):
+        if not Run.objects.using(current.using).renew([current.run.hold]):
+            return False
+        for one in spoilt:
+            _keep_failure(one, one.step.pk)
+        for step in for_good:
+            current.tell(step)
+        return bool(current.held.retry(current.in_time(at), 0 if for_good else current.attempt))
+
+
+def late(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"It took longer than {timeout:g} s.")
 
 
 class Failed(Exception):
@@ -146,8 +160,7 @@ def perform(current: Pass, step: Step, call: Callable[[], Any], policy: Policy) 
         raise current.end(Parked(step.name, step.wake_at, asleep=False))
     attempt = Try(current, step, policy, step.attempts + 1)
     try:
-        with attempt.watched():
-            text = yield from _work(current, step, Work(call, step.name, policy.timeout), attempt.number)
+        text = yield from _work(attempt, call)
     except Failed as failed:
         fail(attempt, failed.error)
     except (Interrupt, KeyboardInterrupt, GeneratorExit):
@@ -165,18 +178,19 @@ def settled(step: Step) -> Any:
     raise step_error(step)
 
 
-def _work(current: Pass, step: Step, work: Work, number: int) -> Generator[Work, Outcome, str]:
+def _work(attempt: Try, call: Callable[[], Any]) -> Generator[Work, Outcome, str]:
     """Do the step and write its checkpoint; the two in one transaction if the step is of that kind."""
+    current, step = attempt.current, attempt.step
     if step.kind == StepKind.RUN:
-        text = yield from _call(current, step, work)
-        complete(step, number)
+        text = yield from _call(attempt, call)
+        complete(step, attempt.number)
         write(current, step, text)
         return text
     text = ""  # What ``_call`` returns is never empty: even None is "null".
     try:
         with transaction.atomic(using=current.using):
-            text = yield from _call(current, step, work)
-            complete(step, number)
+            text = yield from _call(attempt, call)
+            complete(step, attempt.number)
             current.record(step, text)
     except (OperationalError, InterfaceError):
         # A connection that broke may have lost no more than the answer to the COMMIT.
@@ -191,17 +205,32 @@ def _is_recorded(current: Pass, step: Step) -> bool:
     return steps.filter(run=step.run_id, name=step.name, status=StepStatus.COMPLETED).exists()
 
 
-def _call(current: Pass, step: Step, work: Work) -> Generator[Work, Outcome, str]:
+def _call(attempt: Try, call: Callable[[], Any]) -> Generator[Work, Outcome, str]:
     """Return what the step returned, as typed JSON."""
+    current, step = attempt.current, attempt.step
     # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
     nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
     with transaction.atomic(using=current.using) if nested else nullcontext():
-        outcome = yield work
+        outcome = yield from _watched(attempt, Work(call, step.name, attempt.policy.timeout))
         if isinstance(outcome.error, Interrupt | KeyboardInterrupt):
             raise outcome.error
         if outcome.error:
             raise Failed(outcome.error)
     return encode(outcome.value, f'step "{step.name}"')
+
+
+def _watched(attempt: Try, work: Work) -> Generator[Work, Outcome, Outcome]:
+    """Do the work where the worker sees for how long, if it may not take for ever."""
+    if work.timeout is None:
+        return (yield work)
+    going_on.add(attempt)
+    try:
+        outcome = yield work
+    finally:
+        going_on.discard(attempt)
+    if not attempt.end():
+        raise attempt.current.end(Lost())  # It was given up, and the lease with it.
+    return outcome
 
 
 def encode(value: Any, where: str) -> str:
@@ -273,22 +302,30 @@ def _record_failure(attempt: Try, known: int | None) -> None:
     current, step = attempt.current, attempt.step
     passes.boundary(f"before failure of {step.name}")
     with current.fence():
-        steps = Step.objects.using(current.using)
-        if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
+        if not _keep_failure(attempt, known):
             return  # Recorded before; only the answer got lost.
-        if not known:
-            step.pk = None  # A try that was rolled back has left an id here.
-            step.save(using=current.using, force_insert=True)
-        Attempt.objects.using(current.using).create(
-            run_id=current.run.pk,
-            step=step,
-            number=step.attempts,
-            error=step.error,
-            started_at=attempt.started_at,
-            finished_at=clock.now(),
-        )
     current.history[step.identity] = step
     passes.boundary(f"after failure of {step.name}")
+
+
+def _keep_failure(attempt: Try, known: int | None) -> bool:
+    """Write the step as it is after a failed try, and that try, in a transaction that holds the run."""
+    current, step = attempt.current, attempt.step
+    steps = Step.objects.using(current.using)
+    if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
+        return False
+    if not known:
+        step.pk = None  # A try that was rolled back has left an id here.
+        step.save(using=current.using, force_insert=True)
+    Attempt.objects.using(current.using).create(
+        run_id=current.run.pk,
+        step=step,
+        number=step.attempts,
+        error=step.error,
+        started_at=attempt.started_at,
+        finished_at=clock.now(),
+    )
+    return True
 
 
 def step_error(step: Step) -> StepError:
@@ -300,6 +337,14 @@ def step_error(step: Step) -> StepError:
         attempts=step.attempts,
         traceback=error.get("traceback", ""),
     )
+
+
+def failed_with(report: Mapping[str, Any], steps: Iterable[Step]) -> Step | None:
+    """Return the step that was out of retries and failed its run with ``report``, if one did."""
+    if report.get("type") != StepError.__name__:
+        return None
+    failed = (step for step in steps if step.status == StepStatus.FAILED)
+    return next((step for step in failed if str(step_error(step)) == report.get("message")), None)
 
 
 def next_try(error: BaseException, backoff: AnyBackoff, attempt: int) -> datetime:

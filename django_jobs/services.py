@@ -17,7 +17,8 @@ from django.db.models.query import QuerySet
 from . import clock, flags, registry, signals, wakeup
 from .conf import conf
 from .exceptions import InvalidVerb
-from .models import Attempt, Event, Job, Run, Step
+from .models import Attempt, Event, Job, Run, Step, StepStatus
+from .perform import failed_with
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
 BATCH = 500
@@ -52,7 +53,8 @@ def retry(run: Run | UUID | str) -> Run:
     Let a failed run go on from its checkpoints, with a full set of retries.
 
     The step whose failure ended the run works again; a failed step that the job had caught stays as
-    it is. The job must be known: a run of a removed one would wait for ever.
+    it is. If it fails once more, ``on_failure`` is called anew. The job must be known: a run of a removed
+    one would wait for ever.
     """
     run = find_run(run)
     using = router.db_for_write(Run)
@@ -60,8 +62,10 @@ def retry(run: Run | UUID | str) -> Run:
     with transaction.atomic(using=using):
         if not Run.objects.using(using).filter(pk=run.pk).requeue():
             raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only a failed run can be retried.")
-        if (run.error or {}).get("type") == "StepError":
-            Step.objects.using(using).filter(run=run).reopen_last()
+        steps = Step.objects.using(using).filter(run=run)
+        if culprit := failed_with(run.error or {}, steps.filter(status=StepStatus.FAILED)):
+            steps.filter(pk=culprit.pk).reopen()
+        steps.set_aside()
         wakeup.ring(using)
     return find_run(run)
 

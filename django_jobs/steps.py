@@ -37,8 +37,9 @@ class Steps:
         """
         Return the same tools with another policy: ``ctx.step.using(retries=0).run(...)``.
 
-        A try that takes longer than ``timeout`` has failed, with a ``TimeoutError``, and what it returns late is
-        discarded. Code that awaits is cancelled then; a function in a thread cannot be, and goes on in vain.
+        A try of a step that works and takes longer than ``timeout`` has failed, with a ``TimeoutError``, and what it
+        returns late is discarded. Code that awaits is cancelled then; a function in a thread cannot be, and goes on
+        in vain, while its run goes on elsewhere.
         """
         if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
             raise NonRetriableError(f"retries is a whole number from 0, not {retries!r}.")
@@ -250,9 +251,7 @@ def outcome(work: Work) -> Outcome:
         return Outcome(error=error)
     finally:
         inside.reset(token)
-    if work.timeout and (clock.now() - began).total_seconds() > work.timeout:
-        return Outcome(error=perform.late(work.timeout))
-    return Outcome(value)
+    return work.returned(value, began=began)
 
 
 def _check_span(span: Any, where: str) -> None:
