@@ -17,7 +17,7 @@ from django.test import override_settings
 from django_jobs import console, cron, emit, job, on, services
 from django_jobs.management.commands import jobs as jobs_command
 from django_jobs.management.commands import runjobs
-from django_jobs.models import Event, Job, Run, RunStatus
+from django_jobs.models import Event, Job, Run, RunStatus, Step
 
 ROOT = Path(__file__).parents[2]
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -184,6 +184,35 @@ def test_show_has_what_failed_with_the_traceback(manage, jobs, fail):
     assert "NonRetriableError: the world is broken" in text
     assert re.search(r"^\(between steps\) +1 ", text, re.MULTILINE)
     assert "Traceback (most recent call last)" in text
+
+
+def test_show_tells_the_steps_that_are_none_of_the_jobs_code_or_no_longer(manage, as_json, jobs):
+    def on_failure(ctx, error):
+        ctx.step.run("apologise", str)
+
+    @job("breaks", retries=0, on_failure=on_failure)
+    def breaks(ctx):
+        ctx.step.run("work", int, "x")
+
+    @job("changes")
+    def changes(ctx):
+        if not Step.objects.exists():
+            ctx.step.run("removed", str)
+        ctx.step.sleep("nap", timedelta(days=1))
+
+    changed = jobs.run(changes)
+    jobs.advance(timedelta(days=1))
+    text = manage("show", changed.pk)
+    assert re.search(r"^removed +run +completed .* unvisited$", text, re.MULTILINE)
+    assert re.search(r"^nap +sleep +completed (?!.*unvisited)", text, re.MULTILINE)
+    assert [step["unvisited"] for step in as_json("show", changed.pk)["steps"]] == [True, False]
+
+    broken = jobs.run(breaks)
+    services.retry(broken)
+    text = manage("show", broken.pk)
+    assert re.search(r"^apologise +run +completed .* on_failure$", text, re.MULTILINE)
+    assert re.search(r"^work +run +waiting (?!.*on_failure)", text, re.MULTILINE)
+    assert "  Retried   " in text
 
 
 def test_show_for_machines_is_the_run_with_event_steps_and_attempts(as_json, jobs, fail):
