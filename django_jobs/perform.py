@@ -5,14 +5,12 @@ A step is a generator. What it yields is the work, a call of the job's own; what
 went. So the same lines serve a job that is a plain function and one that awaits (see ``steps``).
 """
 
-import copy
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
-from uuid import UUID
 
 from django.db import IntegrityError, InterfaceError, OperationalError, connections, transaction
 
@@ -21,9 +19,9 @@ from .backoff import AnyBackoff, Backoff
 from .conf import conf
 from .exceptions import Interrupt, InvalidEvent, JobNotFound, NonRetriableError, RetryAfter, StepError
 from .history import describe
-from .models import Attempt, Run, Step, StepKind, StepStatus
+from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
-from .passes import Lost, Parked, Pass
+from .passes import Lost, Parked, Pass, inside
 
 
 @dataclass(frozen=True)
@@ -35,33 +33,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a step calls of the job's own code, inside of the step, and for how many seconds at most."""
-
-    call: Callable[[], Any]
-    step: str
-    timeout: float | None = None
-
-    def returned(self, value: Any, *, began: datetime) -> Outcome:
-        """Return how it went that returned ``value`` now: what comes too late is discarded, however good."""
-        if self.timeout and (clock.now() - began).total_seconds() > self.timeout:
-            return Outcome(error=late(self.timeout))
-        return Outcome(value)
-
-
-@dataclass(frozen=True)
 class Policy:
     """How often a step is tried, when again, and how long one try may take."""
 
     retries: int
     backoff: AnyBackoff
     timeout: float | None = None
-
-
-Doing = Generator[Work, Outcome, Any]
-
-#: The run, and the lease of the pass that has it.
-Hold = tuple[UUID, UUID]
 
 
 @dataclass(eq=False)
@@ -79,53 +56,46 @@ class Try:
         """Take it upon the caller to say how it ended. One of two threads may; the other is told False."""
         return self._ended.acquire(blocking=False)
 
-    def is_overdue(self) -> bool:
-        """Tell whether it has taken longer than it may, and a little more."""
-        limit = (self.policy.timeout or 0) + SLACK
-        return (clock.now() - self.started_at).total_seconds() > limit
+
+@dataclass(eq=False)
+class Work:
+    """What a try calls of the job's own code, inside of the step."""
+
+    call: Callable[[], Any]
+    attempt: Try
+    began_at: datetime | None = None
+
+    @property
+    def timeout(self) -> float | None:
+        return self.attempt.policy.timeout
+
+    @property
+    def took(self) -> float:
+        return (clock.now() - (self.began_at or clock.now())).total_seconds()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Do it within: it knows which step it is inside of, and all see for how long, if it may not take for ever."""
+        token, self.began_at = inside.set(self.attempt.step.name), clock.now()
+        if self.timeout:
+            going_on.add(self)
+        try:
+            yield
+        finally:
+            going_on.discard(self)
+            inside.reset(token)
+
+    def returned(self, value: Any) -> Outcome:
+        """Return how it went that returned ``value``: what comes too late is discarded, however good."""
+        if self.timeout and self.took > self.timeout:
+            return Outcome(error=late(self.timeout))
+        return Outcome(value)
 
 
-#: A try that ends by itself so soon after its time is left to do so.
-SLACK = 0.5
+#: The works of this process that may not take for ever.
+going_on: set[Work] = set()
 
-#: The tries of this process that may not take for ever and whose work goes on.
-going_on: set[Try] = set()
-
-
-def overdue() -> dict[Hold, list[Try]]:
-    """
-    Take the tries that are overdue out of the hands of their threads, which cannot be told to stop; by run.
-
-    For ``give_up``. A thread whose try was taken says no more of it when it goes on after all.
-    """
-    taken: dict[Hold, list[Try]] = {}
-    for one in tuple(going_on):
-        if one.is_overdue() and one.end():
-            taken.setdefault(one.current.run.hold, []).append(one)
-    return taken
-
-
-def give_up(tries: Sequence[Try]) -> bool:
-    """
-    Record that these tries of one pass took too long, and let its run go on elsewhere: the lease ends here.
-
-    Called from another thread. What else the pass comes to meets the fence and is discarded. Returns False, and
-    writes nothing, if the lease was lost before.
-    """
-    current = tries[0].current
-    spoilt = [replace(one, step=copy.copy(one.step)) for one in tries]
-    for one in spoilt:
-        _spoil(one, late(one.policy.timeout))
-    at = min(one.step.wake_at or clock.now() for one in spoilt)
-    for_good = [one.step for one in spoilt if one.step.status == StepStatus.FAILED]
-    with transaction.atomic(using=current.using):
-        if not Run.objects.using(current.using).renew([current.run.hold]):
-            return False
-        for one in spoilt:
-            _keep_failure(one, one.step.pk)
-        for step in for_good:
-            current.tell(step)
-        return bool(current.held.retry(current.in_time(at), 0 if for_good else current.attempt))
+Doing = Generator[Work, Outcome, Any]
 
 
 def late(timeout: float | None) -> TimeoutError:
@@ -211,26 +181,14 @@ def _call(attempt: Try, call: Callable[[], Any]) -> Generator[Work, Outcome, str
     # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
     nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
     with transaction.atomic(using=current.using) if nested else nullcontext():
-        outcome = yield from _watched(attempt, Work(call, step.name, attempt.policy.timeout))
+        outcome = yield Work(call, attempt)
+        if not attempt.end():
+            raise current.end(Lost())  # It was given up (see ``overdue``), and the lease with it.
         if isinstance(outcome.error, Interrupt | KeyboardInterrupt):
             raise outcome.error
         if outcome.error:
             raise Failed(outcome.error)
     return encode(outcome.value, f'step "{step.name}"')
-
-
-def _watched(attempt: Try, work: Work) -> Generator[Work, Outcome, Outcome]:
-    """Do the work where the worker sees for how long, if it may not take for ever."""
-    if work.timeout is None:
-        return (yield work)
-    going_on.add(attempt)
-    try:
-        outcome = yield work
-    finally:
-        going_on.discard(attempt)
-    if not attempt.end():
-        raise attempt.current.end(Lost())  # It was given up, and the lease with it.
-    return outcome
 
 
 def encode(value: Any, where: str) -> str:
@@ -276,7 +234,7 @@ def fail(attempt: Try, error: BaseException, *, report: dict[str, str] | None = 
     current, step = attempt.current, attempt.step
     known = step.pk
     cause = error.cause if isinstance(error, Unserialisable) else error
-    _spoil(attempt, error, report or describe(cause))
+    spoil(attempt, error, report or describe(cause))
     persist(current, step, lambda: _record_failure(attempt, known))
     if step.status == StepStatus.FAILED:
         current.progressed(step)
@@ -287,7 +245,7 @@ def fail(attempt: Try, error: BaseException, *, report: dict[str, str] | None = 
     raise current.end(Parked(step.name, again_at, asleep=False))
 
 
-def _spoil(attempt: Try, error: BaseException, report: dict[str, str] | None = None) -> None:
+def spoil(attempt: Try, error: BaseException, report: dict[str, str] | None = None) -> None:
     """Give the step the shape of one that failed, for good or until its next try."""
     step, policy = attempt.step, attempt.policy
     hopeless = isinstance(error, HOPELESS) or (step.kind == StepKind.EMIT and isinstance(error, TypeError))
@@ -302,13 +260,13 @@ def _record_failure(attempt: Try, known: int | None) -> None:
     current, step = attempt.current, attempt.step
     passes.boundary(f"before failure of {step.name}")
     with current.fence():
-        if not _keep_failure(attempt, known):
+        if not keep_failure(attempt, known):
             return  # Recorded before; only the answer got lost.
     current.history[step.identity] = step
     passes.boundary(f"after failure of {step.name}")
 
 
-def _keep_failure(attempt: Try, known: int | None) -> bool:
+def keep_failure(attempt: Try, known: int | None) -> bool:
     """Write the step as it is after a failed try, and that try, in a transaction that holds the run."""
     current, step = attempt.current, attempt.step
     steps = Step.objects.using(current.using)

@@ -16,7 +16,7 @@ from . import branches, clock, endings, events, perform, registry, waiting
 from .backoff import as_backoff
 from .exceptions import NonRetriableError
 from .models import Event, Step, StepKind
-from .passes import Branch, Pass, inside
+from .passes import Branch, Pass
 from .perform import Doing, Outcome, Policy, Work
 from .waiting import LONGEST, Wanted
 
@@ -244,14 +244,12 @@ def drive(doing: Doing) -> Any:
 
 def outcome(work: Work) -> Outcome:
     """Call what a step wants called, and return how that went."""
-    token, began = inside.set(work.step), clock.now()
-    try:
-        value = work.call()
-    except BaseException as error:
-        return Outcome(error=error)
-    finally:
-        inside.reset(token)
-    return work.returned(value, began=began)
+    with work.watched():
+        try:
+            value = work.call()
+        except BaseException as error:
+            return Outcome(error=error)
+    return work.returned(value)
 
 
 def _check_span(span: Any, where: str) -> None:

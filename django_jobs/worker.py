@@ -15,11 +15,12 @@ from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connections, reset_queries, router
 
-from . import executor, perform, signals
+from . import executor, overdue, signals
 from .broker import RunBroker
 from .channel import Channel, Closed
 from .conf import conf
 from .models import Run
+from .perform import Try
 
 #: A lease is renewed this many times in its length.
 BEATS_PER_LEASE = 3
@@ -38,7 +39,7 @@ class Worker:
         self.passes: dict[threading.Thread, UUID] = {}
         self.given_up: set[UUID] = set()
         #: Steps that took too long, of which the database is yet to be told.
-        self.overdue: dict[perform.Hold, list[perform.Try]] = {}
+        self.untold: dict[overdue.Hold, list[Try]] = {}
         self.stopping = False
         self.runs_left = conf.RECYCLE or -1
         self.threads = [threading.Thread(target=self._take_runs, daemon=True) for _ in range(threads)]
@@ -83,16 +84,16 @@ class Worker:
 
     def _give_up_the_overdue(self) -> None:
         """Let the runs of steps that take too long go on elsewhere. Their threads are lost, so this process retires."""
-        for hold, tries in perform.overdue().items():
-            self.overdue[hold] = tries
+        for hold, tries in overdue.take().items():
+            self.untold.setdefault(hold, []).extend(tries)
             signals.log_step_stuck(tries[0].current.run, [one.step.name for one in tries])
             self.given_up.add(hold[1])
             self._let_go(hold)
             self.stop()
-        for hold, tries in list(self.overdue.items()):
+        for hold, tries in list(self.untold.items()):
             try:
-                perform.give_up(tries)
-                del self.overdue[hold]
+                overdue.give_up(tries)
+                del self.untold[hold]
             except (OperationalError, InterfaceError) as error:
                 # A database that is away, or SQLite's only writer is the stuck step itself. Tried again; if this
                 # process ends before, the run counts a crash instead.
@@ -144,7 +145,7 @@ class Worker:
         if self.runs_left == 0:
             self.stop()
 
-    def _let_go(self, hold: perform.Hold) -> None:
+    def _let_go(self, hold: overdue.Hold) -> None:
         """Renew a lease no longer; not that of another claim, when the run is in this worker's hands a second time."""
         if self.in_hand.get(hold[0]) == hold[1]:
             self.in_hand.pop(hold[0], None)

@@ -9,7 +9,18 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from django_jobs import NonRetriableError, StepError, Timeouts, emit, job, on, perform, registry, services
+from django_jobs import (
+    NonRetriableError,
+    StepError,
+    Timeouts,
+    emit,
+    job,
+    on,
+    overdue,
+    perform,
+    registry,
+    services,
+)
 from django_jobs.channel import pair
 from django_jobs.executor import execute
 from django_jobs.models import Attempt, Event, Run, RunStatus, Step
@@ -244,6 +255,23 @@ def test_a_plain_function_in_a_job_that_awaits_is_looked_at_when_it_returns(jobs
     assert (fresh(run).output, failures(run)) == ("result", [("work", 1, *LATE)])
 
 
+@pytest.mark.django_db(transaction=True)
+def test_the_time_that_plain_functions_wait_for_one_another_does_not_count(jobs, ledger):
+    """The functions of a job that awaits share its thread; each has its time from when it begins."""
+
+    def work():
+        jobs._now += LIMIT
+        ledger.append(overdue.take())
+
+    @job("slow", retries=0)
+    async def a_job(ctx):
+        strict = ctx.step.using(timeout=LIMIT)
+        await asyncio.gather(*[strict.run("work", work) for _ in range(3)])
+
+    assert jobs.run(a_job).status == RunStatus.COMPLETED
+    assert ledger == [{}] * 3
+
+
 def test_an_awaited_atomic_step_is_rolled_back(jobs, rows):
     async def work():
         await sync_to_async(rows.add)("row")
@@ -288,10 +316,8 @@ def given_up(jobs, at_once):
 
     def give_up(after=HOUR):
         jobs._now += after
-        [overdue] = at_once(perform.overdue, threads=1)
-        at_once(
-            lambda: [give_up.told.append(perform.give_up(tries)) for tries in overdue.values()], threads=1
-        )
+        [taken] = at_once(overdue.take, threads=1)
+        at_once(lambda: [give_up.told.append(overdue.give_up(tries)) for tries in taken.values()], threads=1)
         give_up.after = everything()
 
     give_up.told = []
@@ -417,10 +443,10 @@ def test_the_last_try_that_is_given_up_fails_the_step(jobs, given_up, ledger):
 @pytest.mark.django_db(transaction=True)
 def test_the_branches_that_hang_together_are_given_up_together(jobs, at_once, slow):
     """Both their tries are recorded, though the first one would end the lease."""
-    meet, overdue = threading.Barrier(3, timeout=10), []
+    meet, taken = threading.Barrier(3, timeout=10), []
 
     def hang():
-        if not overdue:
+        if not taken:
             meet.wait()  # Both hang, ...
             meet.wait()  # ... and both are given up.
         return "result"
@@ -436,9 +462,9 @@ def test_the_branches_that_hang_together_are_given_up_together(jobs, at_once, sl
     worker.start()
     meet.wait()
     jobs._now += HOUR
-    overdue.append(perform.overdue())
-    [tries] = overdue[0].values()
-    assert perform.give_up(tries) is True
+    taken.append(overdue.take())
+    [tries] = taken[0].values()
+    assert overdue.give_up(tries) is True
     meet.wait()
     worker.join()
 
@@ -489,16 +515,16 @@ def test_the_deadline_of_the_run_holds_for_the_next_try_too(jobs, given_up):
 
 def test_a_try_is_overdue_only_after_some_slack_and_only_while_its_work_goes_on(jobs, ledger):
     def work():
-        ledger.append(perform.overdue())
+        ledger.append(overdue.take())
         jobs._now += LIMIT
-        ledger.append(perform.overdue())
+        ledger.append(overdue.take())
 
     @job("slow", retries=0)
     def a_job(ctx):
         ctx.step.using(timeout=LIMIT).run("work", work)
         jobs._now += HOUR
-        ledger.append(perform.overdue())
-        ctx.step.run("patient", lambda: ledger.append(perform.overdue()))
+        ledger.append(overdue.take())
+        ctx.step.run("patient", lambda: ledger.append(overdue.take()))
 
     assert jobs.run(a_job).status == RunStatus.COMPLETED
     assert ledger == [{}] * 4
@@ -565,7 +591,7 @@ def test_the_worker_gives_the_run_up_and_ends_without_the_stuck_thread(jobs, wor
     work_off(worker)
 
     assert worker.threads[0].is_alive()
-    assert (worker.in_hand, worker.overdue) == ({}, {})
+    assert (worker.in_hand, worker.untold) == ({}, {})
     assert 'hangs: "work" takes longer than it may; its worker retires' in caplog.text
     assert (fresh(run).status, failures(run)) == (RunStatus.QUEUED, [("work", 1, *LATE)])
     before = everything()
@@ -587,7 +613,7 @@ def test_a_worker_whose_stuck_run_was_cancelled_ends_in_order(jobs, worker, hang
     run = registry.get("hangs").start()
     work_off(worker)
 
-    assert (worker.in_hand, worker.overdue) == ({}, {})
+    assert (worker.in_hand, worker.untold) == ({}, {})
     hang.let_go()
     assert said(worker) == ["ready", "retire", "done"]
     assert (fresh(run).status, run.attempts.count()) == (RunStatus.CANCELLED, 0)
