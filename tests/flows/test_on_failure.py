@@ -754,7 +754,21 @@ def test_a_retry_reopens_the_step_that_failed_the_run_and_not_one_of_on_failure(
 def statements(work):
     with CaptureQueriesContext(connection) as captured:
         work()
-    return [query["sql"].split(maxsplit=1)[0] for query in captured]
+    return [query["sql"].split(maxsplit=1)[0].strip(";") for query in captured]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_fails_notes_that_first_and_ends_in_one_more_statement():
+    @job("fails", retries=0, on_failure=lambda ctx, error: None)
+    def fails(ctx):
+        fail()
+
+    fails.start()
+    [claimed] = Run.objects.claim(1, jobs=["fails"])
+    made = statements(lambda: execute(claimed))
+
+    reading_the_event = ["SELECT"] if connection.vendor == "mysql" else []
+    assert made == [*reading_the_event, "BEGIN", "UPDATE", "INSERT", "COMMIT", "UPDATE"]
 
 
 @pytest.mark.django_db(transaction=True)
