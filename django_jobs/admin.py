@@ -104,7 +104,16 @@ class ReadOnlyInline(ReadOnly, admin.TabularInline):
 
 class StepInline(ReadOnlyInline):
     model = Step
-    fields = readonly_fields = ("name", "kind", "status", "attempts", "started_at", "took", "result")
+    fields = readonly_fields = (
+        "name",
+        "kind",
+        "status",
+        "attempts",
+        "started_at",
+        "took",
+        "result",
+        "unvisited",
+    )
 
 
 class AttemptInline(ReadOnlyInline):
@@ -170,7 +179,7 @@ class RunAdmin(ReadOnlyAdmin):
     readonly_fields = ("took", "result")
     fieldsets = (
         (None, {"fields": ("id", "job_id", "status", "reason", "event", "cron", "scheduled_for", "result")}),
-        (_("Times"), {"fields": ("queued_at", "started_at", "finished_at", "wake_at", "took")}),
+        (_("Times"), {"fields": ("queued_at", "started_at", "finished_at", "retried_at", "wake_at", "took")}),
         (_("Details"), {"fields": (*COUNTS, "claimed_by", "parent", "replay_of")}),
     )
 

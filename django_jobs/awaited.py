@@ -17,7 +17,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from .branches import Ended, join
 from .exceptions import Interrupt
 from .models import Step, StepKind, StepStatus
-from .passes import Branch, Pass, inside, together
+from .passes import Branch, Pass, together
 from .perform import Doing, Outcome, Work, late
 from .steps import Steps, outcome
 
@@ -87,19 +87,18 @@ async def _outcome(work: Work) -> Outcome:
         awaitable = how.value
     else:
         awaitable = work.call()
-    token = inside.set(work.step)
-    try:
-        async with asyncio.timeout(work.timeout) as limit:
-            with work.log.listening(work.step):
-                return Outcome(await awaitable)
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        return Outcome(error=error)
-    except BaseException as error:
-        return Outcome(error=late(work.timeout) if limit.expired() else error)
-    finally:
-        inside.reset(token)
+    with work.watched():
+        try:
+            async with asyncio.timeout(work.timeout) as limit:
+                value = await awaitable
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            return Outcome(error=error)
+        except BaseException as error:
+            return Outcome(error=late(work.timeout) if limit.expired() else error)
+    # It may have caught its cancellation, or not have let the event loop look at the time.
+    return Outcome(error=late(work.timeout)) if limit.expired() else work.returned(value)
 
 
 class _Desk:

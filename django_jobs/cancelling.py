@@ -1,8 +1,8 @@
 """
-``cancel_on``: runs that an event cancels, and the children that go with them.
+Runs that take too long (``timeouts``) or that an event cancels (``cancel_on``), and the children that go with them.
 
-A run listens from its first pass on. What came before, since it was queued, is looked up then; so nothing is
-missed, and emission writes nothing for it.
+A run listens for such events from its first pass on. What came before, since it was queued, is looked up then; so
+nothing is missed, and emission writes nothing for it.
 """
 
 from collections.abc import Iterable
@@ -10,12 +10,43 @@ from datetime import datetime
 from typing import cast
 from uuid import UUID
 
-from . import clock, endings, signals
+from . import clock, endings, registry, signals
 from .endings import CancelOn
 from .models import Event, Listener, Run
 from .models.listener import digest
 from .outage import outlast
 from .passes import Pass
+
+
+def deadline(run: Run, job: registry.Job) -> datetime | None:
+    """Return when ``run`` will have taken too long; a retry gives it the whole time anew."""
+    if job.timeouts is None or job.timeouts.finish is None or run.started_at is None:
+        return None
+    return (run.retried_at or run.started_at) + job.timeouts.finish
+
+
+def too_late(current: Pass) -> str | None:
+    """Return the reason if the run was started too late or has taken too long."""
+    started_at, timeouts = cast(datetime, current.run.started_at), current.job.timeouts
+    if timeouts is None:
+        return None
+    if timeouts.start and started_at - _due(current) > timeouts.start:
+        return f"It was not started within {timeouts.start} (timeouts.start)."
+    if current.deadline and clock.now() >= current.deadline:
+        return f"It did not finish within {timeouts.finish} (timeouts.finish)."
+    return None
+
+
+def _due(current: Pass) -> datetime:
+    """Return when the run could first have been claimed: later than it was queued if it was put off then."""
+    run, event = current.run, current.event
+    times = [run.queued_at]
+    if event:
+        times.append(event.occurred_at)
+    if run.scheduled_for:
+        fired = (cron for cron in current.job.crons if cron.key == run.cron)
+        times += [cron.start(run.job_id, run.scheduled_for) for cron in fired]
+    return max(times)
 
 
 def look(current: Pass) -> str | None:

@@ -169,6 +169,7 @@ def _facts(run: Run) -> str:
         "Queued": _moment(run.queued_at, now),
         "Started": _moment(run.started_at, now),
         "Finished": _moment(run.finished_at, now),
+        "Retried": _moment(run.retried_at, now),
         wakes: _moment(run.wake_at, now) if run.status != "running" else "",
         "Took": f"{took}{run.passes} {'pass' if run.passes == 1 else 'passes'}",
         "Worker": run.claimed_by,
@@ -215,7 +216,7 @@ def where(filter: dict[str, Any]) -> str:
 
 def _steps_table(steps: Iterable[Step], style: Any) -> str:
     now = clock.now()
-    heads = ["NAME", "KIND", "STATUS", "TRIES", "STARTED", "TOOK"]
+    heads = ["NAME", "KIND", "STATUS", "TRIES", "STARTED", "TOOK", "NOTE"]
     cells = [
         [
             step.name,
@@ -226,10 +227,18 @@ def _steps_table(steps: Iterable[Step], style: Any) -> str:
             span(step.finished_at - step.started_at)
             if step.finished_at
             else f"wakes {relative(step.wake_at, now)}",
+            _note(step),
         ]
         for step in steps
     ]
     return table(heads, cells, style, shrink=[0], coloured=2)
+
+
+def _note(step: Step) -> str:
+    """Say of a step what its row alone would not tell: that it is none of the job's code, or no longer."""
+    if step.unvisited:
+        return "unvisited"
+    return "on_failure" if step.part else ""
 
 
 def _attempts_table(attempts: Iterable[Attempt], style: Any) -> str:

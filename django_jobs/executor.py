@@ -8,7 +8,7 @@ every change to a row is a move in ``models.run``, fenced by the lease.
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import iscoroutinefunction
 from typing import Any, cast
 
@@ -19,10 +19,10 @@ from . import admission, awaited, cancelling, clock, passes, payloads, registry,
 from .conf import conf
 from .exceptions import Interrupt, InvalidJob, JobsError, NonRetriableError, RunFailed, StepError
 from .history import History, brought_event, describe, read_history
-from .models import Attempt, Event, Run, StepStatus
+from .models import Attempt, Event, Run, Step
 from .outage import outlast
-from .passes import Died, HandedBack, Lost, Overdue, Parked, Pass
-from .perform import HOPELESS, Unserialisable, encode, next_try, step_error
+from .passes import Died, HandedBack, Overdue, Parked, Pass
+from .perform import HOPELESS, Unserialisable, encode, failed_with, next_try, step_error
 from .steps import Steps
 from .waiting import consumed
 
@@ -106,25 +106,27 @@ def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool])
         history=history.steps,
         delivered=history.delivered,
         stopping=stopping,
-        deadline=_deadline(run, job),
+        deadline=cancelling.deadline(run, job),
         consumed=consumed(history.steps.values()),
     )
 
 
-def _deadline(run: Run, job: registry.Job) -> datetime | None:
-    if job.timeouts is None or job.timeouts.finish is None or run.started_at is None:
-        return None
-    return run.started_at + job.timeouts.finish
-
-
 def _begin(current: Pass) -> None:
+    """Bring the run as far as it comes now, and if it fails for good on the way, what the job wants done then."""
+    noted = current.failure
+    _go_on(current)
+    if current.failure is not noted:
+        _execute(current)
+
+
+def _go_on(current: Pass) -> None:
     """See to what may end the run before its code is asked; then ask it."""
     run, job = current.run, current.job
     if run.passes == 1 and signals.run_started.has_listeners(Run):
         signals.announce(signals.run_started, Run, using=current.using, run=run)
-    if run.passes > 1 and job.on_failure and (failure := outlast(current.using, current.held.failure)):
-        current.turn_to_failure(failure, attempt=run.attempt)
-    if run.crashes >= conf.MAX_CRASHES:
+    if current.failure and job.on_failure is None:
+        _end_failed(current, current.failure)  # A deploy took away what was to be done about it.
+    elif run.crashes >= conf.MAX_CRASHES:
         _give_up(current, _crashed(run))
     elif reason := _ended_from_outside(current):
         _cancel(current, reason)
@@ -133,24 +135,20 @@ def _begin(current: Pass) -> None:
 
 
 def _ended_from_outside(current: Pass) -> str | None:
-    return None if current.failure else _too_late(current) or cancelling.look(current)
-
-
-def _too_late(current: Pass) -> str | None:
-    run, timeouts = current.run, current.job.timeouts
-    if timeouts is None:
-        return None
-    due = max(run.queued_at, current.event.occurred_at) if current.event else run.queued_at
-    if timeouts.start and run.passes == 1 and clock.now() - due > timeouts.start:
-        return f"It was not started within {timeouts.start} (timeouts.start)."
-    if current.deadline and clock.now() >= current.deadline:
-        return f"It did not finish within {timeouts.finish} (timeouts.finish)."
-    return None
+    return None if current.failure else cancelling.too_late(current) or cancelling.look(current)
 
 
 def _cancel(current: Pass, reason: str) -> None:
-    _finish(current.run, current.using, lambda: current.held.cancel(reason))
-    cancelling.cascade([current.run.pk], current.using)
+    """Cancel the run with its children, or none of them if the lease is lost."""
+
+    def cancel() -> int:
+        with transaction.atomic(using=current.using):
+            cancelled = current.held.cancel(reason)
+            if cancelled:
+                cancelling.cascade([current.run.pk], current.using)
+        return cancelled
+
+    _finish(current.run, current.using, cancel)
 
 
 def _crashed(run: Run) -> dict[str, str]:
@@ -182,22 +180,33 @@ def _execute(current: Pass) -> None:
 
 def _complete(current: Pass, output: str) -> None:
     current.log.close()
-    passes.boundary("before the end")
     if current.failure:
         _end_failed(current, current.failure)
+    elif unvisited := current.unvisited():
+        _finish(
+            current.run, current.using, lambda: _complete_and_mark(current, output, unvisited), output=output
+        )
     else:
         _finish(current.run, current.using, lambda: current.held.complete(output), output=output)
 
 
 def call(current: Pass) -> str:
-    """Return what the job returned, as typed JSON."""
+    """Return what the job returned, as typed JSON. What ``on_failure`` returns is nobody's."""
     handler, arguments = _code(current)
     with current.enter(current.root), current.log.listening():
         if iscoroutinefunction(handler):
             value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
         else:
             value = handler(Context(current, Steps(current)), *arguments)
-    return encode(value, f'the result of job "{current.job.id}"')
+    return "" if current.failure else encode(value, f'the result of job "{current.job.id}"')
+
+
+def _complete_and_mark(current: Pass, output: str, unvisited: list[int]) -> int:
+    with transaction.atomic(using=current.using):
+        completed = current.held.complete(output)
+        if completed:
+            Step.objects.using(current.using).filter(pk__in=unvisited).update(unvisited=True)
+    return completed
 
 
 def _code(current: Pass) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -209,12 +218,8 @@ def _code(current: Pass) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def _failure(current: Pass, report: dict[str, str]) -> JobsError:
     """Return what a job failed with, the same in every pass: the step that was out of retries, or the error."""
-    if report["type"] == StepError.__name__:
-        failed = [step for step in current.history.values() if step.status == StepStatus.FAILED]
-        for step in sorted(failed, key=lambda step: step.finished_at or clock.now(), reverse=True):
-            if str(error := step_error(step)) == report["message"]:
-                return error
-    return RunFailed(**report)
+    step = failed_with(report, current.history.values())
+    return step_error(step) if step else RunFailed(**report)
 
 
 def _is_swallowed(current: Pass, error: BaseException) -> bool:
@@ -240,18 +245,18 @@ def _interrupted(current: Pass, interrupt: Interrupt) -> None:
     run, using, held = current.run, current.using, current.held
     current.log.close()
     if isinstance(interrupt, Overdue):
-        _cancel(current, cast(str, _too_late(current)))
+        _cancel(current, cast(str, cancelling.too_late(current)))
         return
     if isinstance(interrupt, HandedBack):
         settled = outlast(using, lambda: Run.objects.using(using).hand_back([run.hold]))
     elif isinstance(interrupt, Parked):
-        until = min(interrupt.until, current.deadline or interrupt.until)
-        passes.boundary("before sleeping")
+        until = current.in_time(interrupt.until)
         sleep = lambda: held.sleep(until)  # noqa: E731
-        settled = outlast(using, sleep if interrupt.asleep else lambda: held.retry(until, current.attempt))
+        park = sleep if interrupt.asleep else lambda: held.retry(until, current.attempt)
+        settled = _write(using, "sleeping", park)
     else:
         settled = 0
-    if not settled or isinstance(interrupt, Lost):
+    if not settled:
         signals.log_lease_lost(run)
 
 
@@ -264,34 +269,30 @@ def _fail(current: Pass, error: BaseException) -> None:
         # A step out of retries has its attempts already; its failure is none of the code around it.
         _give_up(current, report, attempt=None if isinstance(error, StepError) else attempt)
         return
-    at = next_try(error, current.job.backoff, attempt)
-    ending = lambda: _record_failure(current, lambda: current.held.retry(at, attempt), attempt, report)  # noqa: E731
-    if outlast(current.using, ending):
+    at = current.in_time(next_try(error, current.job.backoff, attempt))
+    retry = partial(_record_failure, current, lambda: current.held.retry(at, attempt), attempt, report)
+    if _write(current.using, "the next try", retry):
         signals.log_retry(current.run, error=report, wait=(at - clock.now()).total_seconds())
     else:
         signals.log_lease_lost(current.run)
 
 
 def _give_up(current: Pass, report: dict, *, attempt: int | None = None) -> None:
-    """End the run as failed, after what the job wants done then (``on_failure``), which has a place of its own."""
-    held = current.held
-    if current.failure:
+    """End the run as failed; or note that it has, where the job wants something done about that first."""
+    note = lambda: current.held.note_failure(report)  # noqa: E731
+    if first := current.failure:
         # What was to be done about a failure has failed too; the run's error stays what it was.
         signals.log_on_failure_failed(current.run, report)
-        first = current.failure
         _end_failed(
-            current,
-            first,
-            lambda: _record_failure(current, lambda: held.fail(first, _reason(first)), attempt, report),
+            current, first, partial(_record_failure, current, _failing(current, first), attempt, report)
         )
     elif current.job.on_failure is None:
-        fail = lambda: held.fail(report, _reason(report))  # noqa: E731
-        _end_failed(current, report, lambda: _record_failure(current, fail, attempt, report))
-    elif outlast(
-        current.using, lambda: _record_failure(current, lambda: held.note_failure(report), attempt, report)
-    ):
+        _end_failed(
+            current, report, partial(_record_failure, current, _failing(current, report), attempt, report)
+        )
+    elif _write(current.using, "the failure", partial(_record_failure, current, note, attempt, report)):
         current.turn_to_failure(report)
-        _execute(current)
+        passes.boundary("after the failure")
     else:
         signals.log_lease_lost(current.run)
 
@@ -301,13 +302,12 @@ def _reason(report: dict) -> str:
     return report["message"] if report["type"] == CRASHED else ""
 
 
+def _failing(current: Pass, report: dict) -> Callable[[], int]:
+    return lambda: current.held.fail(report, _reason(report))
+
+
 def _end_failed(current: Pass, report: dict, ending: Callable[[], int] | None = None) -> None:
-    _finish(
-        current.run,
-        current.using,
-        ending or (lambda: current.held.fail(report, _reason(report))),
-        error=report,
-    )
+    _finish(current.run, current.using, ending or _failing(current, report), error=report)
 
 
 def _record_failure(current: Pass, move: Callable[[], int], attempt: int | None, report: dict) -> int:
@@ -326,14 +326,19 @@ def _record_failure(current: Pass, move: Callable[[], int], attempt: int | None,
     return moved
 
 
+def _write(using: str, what: str, move: Callable[[], int]) -> int:
+    """Move the run, waiting for a database that is away; return 0 if the lease is lost."""
+    passes.boundary(f"before {what}")
+    return outlast(using, move)
+
+
 def _finish(
     run: Run, using: str, move: Callable[[], int], *, output: str | None = None, error: dict | None = None
 ) -> None:
     """Bring the run to its end, and tell the world once that is committed."""
-    if not outlast(using, move):
+    if not _write(using, "the end", move):
         signals.log_lease_lost(run)
-        return
-    if signals.run_finished.has_listeners(Run):
+    elif signals.run_finished.has_listeners(Run):
         signals.announce(signals.run_finished, Run, using=using, run=_as_ended(run, using, output, error))
 
 
@@ -343,6 +348,7 @@ def _as_ended(run: Run, using: str, output: str | None, error: dict | None) -> R
         return Run.objects.using(using).get(pk=run.pk)
     run.status = "completed" if error is None else "failed"
     run.error, run.output = error, payloads.loads(output) if output else None
+    run.reason = _reason(error) if error else ""
     run.lease = run.wake_at = None
     run.finished_at = clock.now()
     return run

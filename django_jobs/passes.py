@@ -22,6 +22,7 @@ from .conf import conf
 from .exceptions import Interrupt, NonRetriableError, storable
 from .models import Event, Run, Step, StepKind, StepStatus
 from .models.run import Held
+from .models.step import FAILURE
 from .outage import outlast
 from .registry import Job
 from .runlog import RunLog
@@ -95,9 +96,6 @@ class Branch:
         return name if count == 1 else self._numbered(f"{name}#{count}")
 
 
-#: The branch of what a job wants done once it has failed.
-FAILURE = "failure"
-
 #: The branch that the code now running belongs to, and the step it is inside of. Not thread-local: a
 #: task of an event loop has its own, and a thread that a branch starts gets a copy.
 _branch: ContextVar[Branch | None] = ContextVar("branch", default=None)
@@ -120,13 +118,13 @@ class Pass:
     #: Failed tries of the code between steps since the last checkpoint.
     attempt: int = 0
     started_at: datetime = field(default_factory=clock.now)
-    root: Branch = field(default_factory=Branch)
-    replaying: bool = False
-    newest: str | None = None
-    #: What the run failed with for good, while ``on_failure`` is at work; None before.
-    failure: dict | None = None
-    #: When the run has taken too long, by its ``timeouts.finish``.
+    #: When the run has taken too long, by its ``timeouts.finish``; what is done about a failure may take its time.
     deadline: datetime | None = None
+    #: What the run failed with for good, while ``on_failure`` is at work; None before.
+    failure: dict | None = field(init=False)
+    root: Branch = field(init=False)
+    replaying: bool = field(init=False)
+    newest: str | None = field(init=False)
     #: The identities of the steps it came by.
     visited: set[str] = field(default_factory=set)
     #: The events that its waits have taken, each once.
@@ -135,10 +133,20 @@ class Pass:
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.attempt = self.run.attempt
-        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
-        self.newest = max(self.history.values(), key=lambda step: step.pk).identity if self.history else None
-        self.replaying = bool(self.history)
         self.names = {step.name for step in self.history.values()}
+        self._begin(self.run.error)
+
+    def _begin(self, failure: dict | None) -> None:
+        """Begin with the job's code, or with what is to be done about its failure: each has a history of its own."""
+        self.failure, part = failure, FAILURE if failure else ""
+        self.root = Branch(tag=part)
+        if failure:
+            self.deadline = None
+        mine = [step for step in self.history.values() if step.part == part]
+        self.others = len(self.history) - len(mine)
+        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
+        self.newest = max(mine, key=lambda step: step.pk).identity if mine else None
+        self.replaying = bool(mine)
 
     # Branches.
 
@@ -156,10 +164,10 @@ class Pass:
             _branch.reset(tokens[0])
             inside.reset(tokens[1])
 
-    def turn_to_failure(self, report: dict, *, attempt: int = 0) -> None:
-        """Go on with what the job wants done about its failure, in a branch of its own."""
-        self.failure, self.attempt = report, attempt
-        self.root = Branch(tag=FAILURE)
+    def turn_to_failure(self, report: dict) -> None:
+        """Go on with what the job wants done about its failure, once that is noted."""
+        self.attempt = self.run.crashes = 0
+        self._begin(report)
 
     def end(self, interrupt: Interrupt) -> Interrupt:
         self.branch.interrupts.append(interrupt)
@@ -172,11 +180,11 @@ class Pass:
         branch = self.branch
         with self.lock:
             place = branch.place(_checked(name))
+            self.visited.add(place)
             self._may_go_on(branch, name)
             known = self.history.get(place)
             self.log.reached(known=known is not None)
             step = known or self._new(place, name, kind)
-            self.visited.add(place)
             if step.status == StepStatus.WAITING or place == self.newest:
                 self.replaying = False
         branch.arrived.set()
@@ -215,11 +223,21 @@ class Pass:
             raise self.end(HandedBack())
         if self.deadline and clock.now() >= self.deadline:
             raise self.end(Overdue())
-        if is_new and len(self.history) >= conf.MAX_STEPS:
+        if is_new and len(self.history) - self.others >= conf.MAX_STEPS:
             raise NonRetriableError(
                 f"The run has {conf.MAX_STEPS} steps, the most it may have (MAX_STEPS)."
                 " Start other runs from it for the rest."
             )
+
+    def unvisited(self) -> list[int]:
+        """List the checkpoints of the job's code that it did not come by."""
+        return [
+            step.pk for place, step in self.history.items() if place not in self.visited and not step.part
+        ]
+
+    def in_time(self, until: datetime) -> datetime:
+        """Return when the run goes on that waits ``until`` then: at its deadline at the latest, to be ended."""
+        return min(until, self.deadline or until)
 
     # Writing. All of it is fenced by the lease.
 
@@ -252,6 +270,10 @@ class Pass:
         if self.attempt or self.run.crashes:
             self.attempt = self.run.crashes = 0
             outlast(self.using, self.held.forget_failures)
+        self.tell(step)
+
+    def tell(self, step: Step) -> None:
+        """Tell the world that ``step`` is done, or failed for good."""
         if signals.step_finished.has_listeners(Step):
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
         if not self.log.flush_if_due():

@@ -5,10 +5,10 @@ A step is a generator. What it yields is the work, a call of the job's own; what
 went. So the same lines serve a job that is a plain function and one that awaits (see ``steps``).
 """
 
-import copy
-from collections.abc import Callable, Generator, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
@@ -22,18 +22,7 @@ from .exceptions import Interrupt, InvalidEvent, NonRetriableError, RetryAfter, 
 from .history import describe
 from .models import Attempt, Step, StepKind, StepStatus
 from .outage import outlast
-from .passes import Parked, Pass
-from .runlog import RunLog
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step calls of the job's own code, for how many seconds at most, and who hears what it says."""
-
-    call: Callable[[], Any]
-    step: str
-    timeout: float | None
-    log: RunLog
+from .passes import Lost, Parked, Pass, inside
 
 
 @dataclass(frozen=True)
@@ -53,9 +42,6 @@ class Policy:
     timeout: float | None = None
 
 
-Doing = Generator[Work, Outcome, Any]
-
-
 @dataclass(eq=False)
 class Try:
     """One try of a step."""
@@ -65,60 +51,57 @@ class Try:
     policy: Policy
     number: int
     started_at: datetime = field(default_factory=clock.now)
+    _ended: threading.Lock = field(default_factory=threading.Lock)
+
+    def end(self) -> bool:
+        """Take it upon the caller to say how it ended. One of two threads may; the other is told False."""
+        return self._ended.acquire(blocking=False)
+
+
+@dataclass(eq=False)
+class Work:
+    """What a try calls of the job's own code, inside of the step."""
+
+    call: Callable[[], Any]
+    attempt: Try
+    began_at: datetime | None = None
+
+    @property
+    def timeout(self) -> float | None:
+        return self.attempt.policy.timeout
+
+    @property
+    def took(self) -> float:
+        return (clock.now() - (self.began_at or clock.now())).total_seconds()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Let the worker see it while it goes on, if it may not take for ever."""
-        if self.policy.timeout is None:
-            yield
-            return
-        going_on.add(self)
+        """Do it within: it knows which step it is inside of, and all see for how long, if it may not take for ever."""
+        token, self.began_at = inside.set(self.attempt.step.name), clock.now()
+        if self.timeout:
+            going_on.add(self)
         try:
-            yield
+            with self.attempt.current.log.listening(self.attempt.step.name):
+                yield
         finally:
             going_on.discard(self)
+            inside.reset(token)
+
+    def returned(self, value: Any) -> Outcome:
+        """Return how it went that returned ``value``: what comes too late is discarded, however good."""
+        if self.timeout and self.took > self.timeout:
+            return Outcome(error=late(self.timeout))
+        return Outcome(value)
 
 
-#: The tries of this process that have a time-out.
-going_on: set[Try] = set()
+#: The works of this process that may not take for ever.
+going_on: set[Work] = set()
 
-
-def overdue() -> list[Try]:
-    """List the tries that have taken longer than they may and a little: their threads cannot be told to stop."""
-    now = clock.now()
-    return [
-        one
-        for one in tuple(going_on)
-        if (now - one.started_at).total_seconds() > (one.policy.timeout or 0) + SLACK
-    ]
-
-
-def give_up(attempt: Try) -> None:
-    """
-    Record that a try took too long, and let the run go on elsewhere: its lease ends here.
-
-    Called from another thread. What the stuck one comes to after all meets the fence and is discarded.
-    """
-    going_on.discard(attempt)
-    current = attempt.current
-    attempt = replace(attempt, step=copy.copy(attempt.step))
-    _spoil(attempt, late(attempt.policy.timeout))
-    at = attempt.step.wake_at or clock.now()
-
-    def settle() -> None:
-        with transaction.atomic(using=current.using):
-            _record_failure(attempt, attempt.step.pk)
-            current.held.retry(at, current.attempt)
-
-    outlast(current.using, settle)
+Doing = Generator[Work, Outcome, Any]
 
 
 def late(timeout: float | None) -> TimeoutError:
     return TimeoutError(f"It took longer than {timeout:g} s.")
-
-
-#: A try that ends by itself so soon after its time is left to do so.
-SLACK = 0.5
 
 
 class Failed(Exception):
@@ -152,10 +135,7 @@ def perform(
     attempt = Try(current, step, policy, step.attempts + 1)
     try:
         call = call if is_stood_in else _stood_in(current, step, call)
-        with attempt.watched():
-            text = yield from _work(
-                current, step, Work(call, step.name, policy.timeout, current.log), attempt.number
-            )
+        text = yield from _work(attempt, call)
     except Failed as failed:
         fail(attempt, failed.error)
     except (Interrupt, KeyboardInterrupt, GeneratorExit):
@@ -181,18 +161,19 @@ def settled(step: Step) -> Any:
     raise step_error(step)
 
 
-def _work(current: Pass, step: Step, work: Work, number: int) -> Generator[Work, Outcome, str]:
+def _work(attempt: Try, call: Callable[[], Any]) -> Generator[Work, Outcome, str]:
     """Do the step and write its checkpoint; the two in one transaction if the step is of that kind."""
+    current, step = attempt.current, attempt.step
     if step.kind == StepKind.RUN:
-        text = yield from _call(current, step, work)
-        complete(step, number)
+        text = yield from _call(attempt, call)
+        complete(step, attempt.number)
         write(current, step, text)
         return text
     text = ""  # What ``_call`` returns is never empty: even None is "null".
     try:
         with transaction.atomic(using=current.using):
-            text = yield from _call(current, step, work)
-            complete(step, number)
+            text = yield from _call(attempt, call)
+            complete(step, attempt.number)
             current.record(step, text)
     except (OperationalError, InterfaceError):
         # A connection that broke may have lost no more than the answer to the COMMIT.
@@ -207,12 +188,15 @@ def _is_recorded(current: Pass, step: Step) -> bool:
     return steps.filter(run=step.run_id, name=step.name, status=StepStatus.COMPLETED).exists()
 
 
-def _call(current: Pass, step: Step, work: Work) -> Generator[Work, Outcome, str]:
+def _call(attempt: Try, call: Callable[[], Any]) -> Generator[Work, Outcome, str]:
     """Return what the step returned, as typed JSON."""
+    current, step = attempt.current, attempt.step
     # Under a transaction that is not ours (a test case's) a failing statement must not spoil it.
     nested = step.kind == StepKind.RUN and connections[current.using].in_atomic_block
     with transaction.atomic(using=current.using) if nested else nullcontext():
-        outcome = yield work
+        outcome = yield Work(call, attempt)
+        if not attempt.end():
+            raise current.end(Lost())  # It was given up (see ``overdue``), and the lease with it.
         if isinstance(outcome.error, Interrupt | KeyboardInterrupt):
             raise outcome.error
         if outcome.error:
@@ -263,7 +247,7 @@ def fail(attempt: Try, error: BaseException, *, report: dict[str, str] | None = 
     current, step = attempt.current, attempt.step
     known = step.pk
     cause = error.cause if isinstance(error, Unserialisable) else error
-    _spoil(attempt, error, report or describe(cause))
+    spoil(attempt, error, report or describe(cause))
     persist(current, step, lambda: _record_failure(attempt, known))
     if step.status == StepStatus.FAILED:
         current.progressed(step)
@@ -274,7 +258,7 @@ def fail(attempt: Try, error: BaseException, *, report: dict[str, str] | None = 
     raise current.end(Parked(step.name, again_at, asleep=False))
 
 
-def _spoil(attempt: Try, error: BaseException, report: dict[str, str] | None = None) -> None:
+def spoil(attempt: Try, error: BaseException, report: dict[str, str] | None = None) -> None:
     """Give the step the shape of one that failed, for good or until its next try."""
     step, policy = attempt.step, attempt.policy
     hopeless = isinstance(error, HOPELESS) or (step.kind == StepKind.EMIT and isinstance(error, TypeError))
@@ -289,22 +273,30 @@ def _record_failure(attempt: Try, known: int | None) -> None:
     current, step = attempt.current, attempt.step
     passes.boundary(f"before failure of {step.name}")
     with current.fence():
-        steps = Step.objects.using(current.using)
-        if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
+        if not keep_failure(attempt, known):
             return  # Recorded before; only the answer got lost.
-        if not known:
-            step.pk = None  # A try that was rolled back has left an id here.
-            step.save(using=current.using, force_insert=True)
-        Attempt.objects.using(current.using).create(
-            run_id=current.run.pk,
-            step=step,
-            number=step.attempts,
-            error=step.error,
-            started_at=attempt.started_at,
-            finished_at=clock.now(),
-        )
     current.history[step.identity] = step
     passes.boundary(f"after failure of {step.name}")
+
+
+def keep_failure(attempt: Try, known: int | None) -> bool:
+    """Write the step as it is after a failed try, and that try, in a transaction that holds the run."""
+    current, step = attempt.current, attempt.step
+    steps = Step.objects.using(current.using)
+    if known and not steps.filter(attempts=step.attempts - 1).resume(step, current.run.lease, None):
+        return False
+    if not known:
+        step.pk = None  # A try that was rolled back has left an id here.
+        step.save(using=current.using, force_insert=True)
+    Attempt.objects.using(current.using).create(
+        run_id=current.run.pk,
+        step=step,
+        number=step.attempts,
+        error=step.error,
+        started_at=attempt.started_at,
+        finished_at=clock.now(),
+    )
+    return True
 
 
 def step_error(step: Step) -> StepError:
@@ -316,6 +308,14 @@ def step_error(step: Step) -> StepError:
         attempts=step.attempts,
         traceback=error.get("traceback", ""),
     )
+
+
+def failed_with(report: Mapping[str, Any], steps: Iterable[Step]) -> Step | None:
+    """Return the step that was out of retries and failed its run with ``report``, if one did."""
+    if report.get("type") != StepError.__name__:
+        return None
+    failed = (step for step in steps if step.status == StepStatus.FAILED)
+    return next((step for step in failed if str(step_error(step)) == report.get("message")), None)
 
 
 def next_try(error: BaseException, backoff: AnyBackoff, attempt: int) -> datetime:

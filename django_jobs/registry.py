@@ -267,7 +267,7 @@ def _validate(job: Job) -> None:
         refuse(f"cancel_on is a list of cancel_on(...), not {job.cancel_on!r}.")
     if job.timeouts is not None and not isinstance(job.timeouts, Timeouts):
         refuse(f"timeouts is Timeouts(start=..., finish=...), not {job.timeouts!r}.")
-    if job.on_failure is not None and not callable(job.on_failure):
+    if job.on_failure is not None and not _takes_two(job.on_failure):
         refuse(f"on_failure is a function that takes ctx and error, not {job.on_failure!r}.")
     if not callable(job.priority) and not is_priority(job.priority):
         refuse(
@@ -282,6 +282,16 @@ def _validate(job: Job) -> None:
             f"retention is a timedelta above zero, of at most {LONGEST_RETENTION.days} days,"
             f" or None, not {job.retention!r}."
         )
+
+
+def _takes_two(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind("ctx", "error")
+    except ValueError:
+        return True  # One without a signature to be read.
+    except TypeError:
+        return False
+    return True
 
 
 def is_priority(value: Any) -> bool:

@@ -96,6 +96,7 @@ def _told(recorded: str | Path | Run) -> Mapping[str, Any]:
 def _pass(told: Mapping[str, Any]) -> tuple[Run, Pass]:
     """Return the run that is told of and a pass of it, neither of which is in the database."""
     run = Run(**told["run"], passes=2, lease=uuid4())
+    failure, run.error = run.error, None  # Rehearsed is the job's own code, up to its failure.
     steps = [Step(pk=number, run_id=run.pk, **row) for number, row in enumerate(told["steps"], 1)]
     current = Pass(
         run=run,
@@ -105,6 +106,7 @@ def _pass(told: Mapping[str, Any]) -> tuple[Run, Pass]:
         history={step.identity: step for step in steps},
         stopping=lambda: True,  # At whatever is still to be done.
     )
+    run.error = failure
     return run, current
 
 

@@ -146,6 +146,7 @@ def _cancel(event: Event, digests: Sequence[str], using: str) -> list[UUID]:
         step=None,
         since__lte=event.received_at,
         run__finished_at=None,
+        run__error__isnull=True,  # What is done about a failure is no longer cancelled by an event.
     )
     # The event that started a run does not cancel it.
     ids = list(listening.exclude(run__event=event.pk).values_list("run", flat=True))

@@ -19,7 +19,7 @@ from . import clock, registry, services, signals, wakeup
 from .exceptions import JobNotFound
 from .models import Job, Run, Worker
 from .models.fields import uuid7
-from .triggers import PUNCTUAL, CronTrigger, spread
+from .triggers import PUNCTUAL, CronTrigger
 
 #: The django-q2 cluster that ``runjobs`` is; a host's ``qcluster`` has another name and never fires our rows.
 CLUSTER = "django_jobs"
@@ -94,7 +94,7 @@ def _start(job: registry.Job, cron: CronTrigger, slots: Iterable[datetime]) -> l
             priority=0 if callable(job.priority) else job.priority,
             cron=cron.key,
             scheduled_for=slot,
-            wake_at=slot + spread(cron.jitter, f"{job.id} {slot.isoformat()}") if cron.jitter else now,
+            wake_at=cron.start(job.id, slot) if cron.jitter else now,
             queued_at=now,
         )
         for slot in slots

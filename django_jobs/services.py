@@ -36,7 +36,8 @@ def retry(run: Run | UUID | str, *, reason: str = "", actor: Any = None) -> Run:
     Let a failed run go on from its checkpoints, with a full set of retries.
 
     The step whose failure ended the run works again; a failed step that the job had caught stays as
-    it is. The job must be registered: a run of another one would wait for ever, or be skipped.
+    it is. If it fails once more, ``on_failure`` is called anew. The job must be registered: a run of another
+    one would wait for ever, or be skipped.
     """
     run = verbs.retry(find_run(run))
     _tell("retry", [run.pk], reason, actor)

@@ -120,9 +120,16 @@ def log_never_cancelled(run: Any, cancel_on: str, why: str) -> None:
     logger.warning("%s: %s cancels no run %s: %s", run.job_id, cancel_on, run.pk, why, **_about(run))
 
 
-def log_step_stuck(run: Any, step: str) -> None:
-    message = '%s: step "%s" took longer than it may; its worker retires, and what it comes to is discarded (run %s)'
-    logger.error(message, run.job_id, step, run.pk, **_about(run))
+def log_step_stuck(run: Any, steps: list[str]) -> None:
+    message = (
+        '%s: "%s" takes longer than it may; its worker retires, and what it comes to is discarded (run %s)'
+    )
+    logger.error(message, run.job_id, '", "'.join(steps), run.pk, **_about(run))
+
+
+def log_not_given_up(run: Any, error: Exception) -> None:
+    message = "%s: that a step took too long cannot be written yet: %s (run %s)"
+    logger.warning(message, run.job_id, str(error).strip(), run.pk, **_about(run))
 
 
 def log_on_failure_failed(run: Any, error: dict) -> None:

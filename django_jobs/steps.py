@@ -16,7 +16,7 @@ from . import branches, clock, endings, events, perform, registry, waiting
 from .backoff import as_backoff
 from .exceptions import NonRetriableError
 from .models import Event, Step, StepKind
-from .passes import Branch, Pass, inside
+from .passes import Branch, Pass
 from .perform import Doing, Outcome, Policy, Work
 from .waiting import LONGEST, Wanted
 
@@ -37,8 +37,9 @@ class Steps:
         """
         Return the same tools with another policy: ``ctx.step.using(retries=0).run(...)``.
 
-        A try that takes longer than ``timeout`` has failed, with a ``TimeoutError``, and what it returns late is
-        discarded. Code that awaits is cancelled then; a function in a thread cannot be, and goes on in vain.
+        A try of a step that works and takes longer than ``timeout`` has failed, with a ``TimeoutError``, and what it
+        returns late is discarded. Code that awaits is cancelled then; a function in a thread cannot be, and goes on
+        in vain, while its run goes on elsewhere.
         """
         if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
             raise NonRetriableError(f"retries is a whole number from 0, not {retries!r}.")
@@ -252,17 +253,12 @@ def drive(doing: Doing) -> Any:
 
 def outcome(work: Work) -> Outcome:
     """Call what a step wants called, and return how that went."""
-    token, began = inside.set(work.step), clock.now()
-    try:
-        with work.log.listening(work.step):
+    with work.watched():
+        try:
             value = work.call()
-    except BaseException as error:
-        return Outcome(error=error)
-    finally:
-        inside.reset(token)
-    if work.timeout and (clock.now() - began).total_seconds() > work.timeout:
-        return Outcome(error=perform.late(work.timeout))
-    return Outcome(value)
+        except BaseException as error:
+            return Outcome(error=error)
+    return work.returned(value)
 
 
 def _check_span(span: Any, where: str) -> None:

@@ -114,6 +114,10 @@ class CronTrigger:
             repeated += [instant for instant in instants[1:] if instant > after]
         raise AssertionError("A checked expression has no last slot.")
 
+    def start(self, job_id: str, slot: datetime) -> datetime:
+        """Return when the run of ``job_id`` for a slot is due: then, or up to ``jitter`` later."""
+        return slot + spread(self.jitter, f"{job_id} {slot.isoformat()}")
+
     def slots(self, start: datetime, end: datetime, limit: int | None = None) -> Iterator[datetime]:
         """Iterate over the slots after ``start`` up to and including ``end``, oldest first."""
         return islice(self._slots(start, end), limit)

@@ -14,8 +14,9 @@ from django.db import router, transaction
 
 from . import clock, events, registry, signals, wakeup
 from .exceptions import InvalidVerb, JobNotFound
-from .models import Run, RunStatus, Step
+from .models import Run, RunStatus, Step, StepStatus
 from .outage import outlast
+from .perform import failed_with
 
 #: A reason is kept as far as the column goes.
 REASON = 500
@@ -74,8 +75,10 @@ def retry(run: Run) -> Run:
     with transaction.atomic(using=using):
         if not Run.objects.using(using).filter(pk=run.pk).requeue():
             raise InvalidVerb(f"Run {run.pk} is {find_run(run).status}; only a failed run can be retried.")
-        if (run.error or {}).get("type") == "StepError":
-            Step.objects.using(using).filter(run=run).reopen_last()
+        steps = Step.objects.using(using).filter(run=run)
+        if culprit := failed_with(run.error or {}, steps.filter(status=StepStatus.FAILED)):
+            steps.filter(pk=culprit.pk).reopen()
+        steps.set_aside()
         wakeup.ring(using)
     return find_run(run)
 

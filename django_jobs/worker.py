@@ -15,11 +15,12 @@ from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connections, reset_queries, router
 
-from . import executor, perform, signals
+from . import executor, overdue, signals
 from .broker import RunBroker
 from .channel import Channel, Closed
 from .conf import conf
 from .models import Run
+from .perform import Try
 
 #: A lease is renewed this many times in its length.
 BEATS_PER_LEASE = 3
@@ -34,9 +35,11 @@ class Worker:
         self.broker = broker
         self.alone = alone
         self.in_hand: dict[UUID, UUID] = {}
-        #: Which thread has each run, and those in a step that takes longer than it may.
-        self.having: dict[UUID, threading.Thread] = {}
-        self.stuck: set[threading.Thread] = set()
+        #: The lease of the pass that each thread is in, and those of passes that have been given up.
+        self.passes: dict[threading.Thread, UUID] = {}
+        self.given_up: set[UUID] = set()
+        #: Steps that took too long, of which the database is yet to be told.
+        self.untold: dict[overdue.Hold, list[Try]] = {}
         self.stopping = False
         self.runs_left = conf.RECYCLE or -1
         self.threads = [threading.Thread(target=self._take_runs, daemon=True) for _ in range(threads)]
@@ -62,7 +65,9 @@ class Worker:
     # The main thread.
 
     def _is_needed(self) -> bool:
-        return any(thread.is_alive() and thread not in self.stuck for thread in self.threads)
+        return any(
+            thread.is_alive() and self.passes.get(thread) not in self.given_up for thread in self.threads
+        )
 
     def _watch(self, beat: float) -> None:
         """Wait for orders until the next beat, then renew the leases."""
@@ -79,14 +84,21 @@ class Worker:
 
     def _give_up_the_overdue(self) -> None:
         """Let the runs of steps that take too long go on elsewhere. Their threads are lost, so this process retires."""
-        for attempt in perform.overdue():
-            run = attempt.current.run
-            perform.give_up(attempt)
-            signals.log_step_stuck(run, attempt.step.name)
-            self.in_hand.pop(run.pk, None)
-            if thread := self.having.get(run.pk):
-                self.stuck.add(thread)
+        for hold, tries in overdue.take().items():
+            self.untold.setdefault(hold, []).extend(tries)
+            signals.log_step_stuck(tries[0].current.run, [one.step.name for one in tries])
+            self.given_up.add(hold[1])
+            self._let_go(hold)
             self.stop()
+        for hold, tries in list(self.untold.items()):
+            try:
+                overdue.give_up(tries)
+                del self.untold[hold]
+            except (OperationalError, InterfaceError) as error:
+                # A database that is away, or SQLite's only writer is the stuck step itself. Tried again; if this
+                # process ends before, the run counts a crash instead.
+                signals.log_not_given_up(tries[0].current.run, error)
+                connections.close_all()
 
     def _renew(self) -> None:
         leases = list(self.in_hand.items())
@@ -110,13 +122,13 @@ class Worker:
             connections.close_all()
 
     def _perform(self, message: Any) -> None:
-        done = None
+        done, thread = None, threading.current_thread()
         drop_dead_connections()
         try:
             if isinstance(message, Run):
                 done = message.hold
                 self.in_hand.update([message.hold])
-                self.having[message.pk] = threading.current_thread()
+                self.passes[thread] = message.hold[1]
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
                 self.broker.perform(*message)
@@ -124,16 +136,19 @@ class Worker:
             # Whatever it was, this thread goes on, and the pusher hears that it is free.
             signals.log_pass_broken(message, error)
         finally:
-            # Not if the run was claimed anew meanwhile and is in this worker's hands a second time.
-            if done and self.in_hand.get(done[0]) == done[1]:
-                del self.in_hand[done[0]]
-                self.having.pop(done[0], None)
-            self.stuck.discard(threading.current_thread())
+            self.passes.pop(thread, None)
+            if done:
+                self._let_go(done)
             tidy_connections()
         self.line.send(("done", done))
         self.runs_left -= 1
         if self.runs_left == 0:
             self.stop()
+
+    def _let_go(self, hold: overdue.Hold) -> None:
+        """Renew a lease no longer; not that of another claim, when the run is in this worker's hands a second time."""
+        if self.in_hand.get(hold[0]) == hold[1]:
+            self.in_hand.pop(hold[0], None)
 
 
 def drop_dead_connections() -> None:

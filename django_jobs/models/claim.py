@@ -25,7 +25,7 @@ from .sql import adapt
 #: What a worker needs to know of a run; the rest stays in the database.
 COLUMNS = (
     "id job_id version queue status event_id attempt passes crashes priority wake_at lease"
-    " queued_at started_at scheduled_for cron parent_id replay_of_id claimed_by reason"
+    " queued_at started_at retried_at scheduled_for cron parent_id replay_of_id claimed_by reason error"
     " admitted_at blocked_on blocked_at"
 ).split()
 

@@ -145,8 +145,9 @@ class RunQuerySet(models.QuerySet["Run"]):
     def requeue(self) -> int:
         """Let failed runs go on from their checkpoints, with a full set of retries."""
         failed = self.filter(status=RunStatus.FAILED)
+        now = clock.now()
         return failed._move(
-            RunStatus.QUEUED, wake_at=clock.now(), attempt=0, crashes=0, error=None, reason=""
+            RunStatus.QUEUED, wake_at=now, retried_at=now, attempt=0, crashes=0, error=None, reason=""
         )
 
     def hurry(self, now: datetime) -> int:
@@ -213,10 +214,6 @@ class Held:
     def note_failure(self, error: dict) -> int:
         """Note what the run failed with while what is to be done about it is still to come."""
         return self._write(error=json.dumps(error), attempt=0, crashes=0)
-
-    def failure(self) -> dict | None:
-        """Return what ``note_failure`` noted."""
-        return Run.objects.using(self.using).values_list("error", flat=True).get(pk=self.run.pk)
 
     def sleep(self, until: datetime) -> int:
         """Park the run, but not if what it waits for came during this pass."""
@@ -298,6 +295,7 @@ class Run(models.Model):
         Event, models.PROTECT, null=True, blank=True, related_name="runs", verbose_name=_("event")
     )
     output = PayloadField(_("output"), null=True, blank=True)
+    #: What it failed with for good. On an open run: what is to be done about that (``on_failure``) is under way.
     error = models.JSONField(_("error"), null=True, blank=True)
     reason = models.CharField(_("reason"), max_length=500, blank=True, default="")
     #: Failed tries of the code between steps since the last checkpoint.
@@ -320,6 +318,8 @@ class Run(models.Model):
     queued_at = models.DateTimeField(_("queued at"))
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    #: When a person last let it go on after it had failed.
+    retried_at = models.DateTimeField(_("retried at"), null=True, blank=True)
     #: The instant a cron trigger fired for, and that trigger.
     scheduled_for = models.DateTimeField(_("scheduled for"), null=True, blank=True)
     cron = models.CharField(_("cron"), max_length=150, null=True, blank=True)  # noqa: DJ001 (null keeps it out of the unique index)

@@ -5,6 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connections, models
+from django.db.models import Exists, Q, Value
+from django.db.models.functions import Cast, Concat, Substr
 from django.utils.translation import gettext_lazy as _
 
 from .fields import NameField, PayloadField
@@ -29,6 +31,8 @@ class StepKind(models.TextChoices):
 
 #: The kinds whose waiting a person may end. Not of one that waits for another run: only that can answer.
 HURRIED = ("run", "atomic", "emit", "sleep", "wait")
+#: The branch of a run's steps that are done about its failure. No other branch begins like this.
+FAILURE = "failure"
 
 
 class StepQuerySet(models.QuerySet["Step"]):
@@ -55,13 +59,11 @@ class StepQuerySet(models.QuerySet["Step"]):
 
         Holds no lock on the run: where two workers must not both record, the caller holds it.
         """
-        held = models.Exists(Run.objects.filter(pk=step.run_id, lease=lease))
+        held = Exists(Run.objects.filter(pk=step.run_id, lease=lease))
         changes = {
             name: getattr(step, name) for name in ("status", "attempts", "finished_at", "wake_at", "error")
         }
-        return self.filter(held, pk=step.pk).update(
-            **changes, output=models.Value(output, models.TextField())
-        )
+        return self.filter(held, pk=step.pk).update(**changes, output=Value(output, models.TextField()))
 
     def copy(self, source: UUID, target: UUID, *, before: int) -> int:
         """
@@ -88,19 +90,19 @@ class StepQuerySet(models.QuerySet["Step"]):
         """Let what these steps wait for be over ``now``: a sleep, the pause before the next attempt, an event."""
         return self.filter(status=StepStatus.WAITING, kind__in=HURRIED).update(wake_at=now)
 
-    def reopen_last(self) -> int:
-        """Let the step that failed last work again, as if it had not been tried."""
-        last = (
-            self.filter(status=StepStatus.FAILED).order_by("-finished_at", "-pk").values_list("pk", flat=True)
+    def reopen(self) -> int:
+        """Let failed steps work again, as if they had not been tried."""
+        failed = self.filter(status=StepStatus.FAILED)
+        return failed.update(
+            status=StepStatus.WAITING, attempts=0, error=None, finished_at=None, wake_at=None
         )
-        fresh = {
-            "status": StepStatus.WAITING,
-            "attempts": 0,
-            "error": None,
-            "finished_at": None,
-            "wake_at": None,
-        }
-        return self.filter(pk__in=list(last[:1])).update(**fresh)
+
+    def set_aside(self) -> int:
+        """Keep what was done about a failure, but out of any replay: about the next one it is all done again."""
+        under_way = self.filter(Q(place__startswith=f"{FAILURE}:") | Q(place__startswith=f"{FAILURE}/"))
+        number = Cast("pk", models.CharField(max_length=20))
+        rest = Substr("place", len(FAILURE) + 1)
+        return under_way.update(place=Concat(Value(f"{FAILURE}-"), number, rest))
 
 
 class Step(models.Model):
@@ -122,6 +124,8 @@ class Step(models.Model):
     wake_at = models.DateTimeField(_("wakes at"), null=True, blank=True)
     #: The run that an invoke started.
     child_id = models.UUIDField(_("child"), null=True, blank=True)
+    #: The run completed without coming by here: the code has changed since.
+    unvisited = models.BooleanField(_("unvisited"), default=False, db_default=False)
 
     objects = StepQuerySet.as_manager()
 
@@ -132,7 +136,7 @@ class Step(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["run", "name"], name="django_jobs_step_name"),
             models.CheckConstraint(
-                condition=models.Q(status=StepStatus.WAITING) ^ models.Q(finished_at__isnull=False),
+                condition=Q(status=StepStatus.WAITING) ^ Q(finished_at__isnull=False),
                 name="django_jobs_step_finished",
             ),
         ]
@@ -144,6 +148,12 @@ class Step(models.Model):
     def identity(self) -> str:
         """What a replay knows the step by."""
         return self.place or f":{self.name}"
+
+    @property
+    def part(self) -> str:
+        """Whose it is: the job's own (""), ``on_failure``'s (FAILURE), or one that was set aside at a retry."""
+        tag = self.place.partition(":")[0].partition("/")[0]
+        return tag if tag.startswith(FAILURE) else ""
 
 
 _PLAIN = ("name", "place", "kind", "status", "attempts", "started_at", "finished_at", "wake_at")

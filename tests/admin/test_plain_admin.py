@@ -161,6 +161,21 @@ def test_a_run_shows_its_steps_its_failures_and_its_event(viewer, history):
     assert url(Event, "change", event.pk) in page
 
 
+def test_a_run_shows_the_steps_that_the_code_no_longer_has(viewer, jobs):
+    @job("changes")
+    def changes(ctx):
+        if not Step.objects.exists():
+            ctx.step.run("removed", str)
+        ctx.step.sleep("nap", timedelta(days=1))
+
+    run = jobs.run(changes)
+    jobs.advance(timedelta(days=1))
+    html = viewer.get(url(Run, "change", run.pk)).content.decode()
+
+    assert "Unvisited" in html
+    assert html.count("icon-yes") == 1
+
+
 def test_an_event_shows_its_data_and_the_runs_it_started(viewer, history):
     [event] = history()
     page = page_of(viewer, event)

@@ -187,6 +187,35 @@ def test_show_has_what_failed_with_the_traceback(manage, jobs, fail):
     assert "Traceback (most recent call last)" in text
 
 
+def test_show_tells_the_steps_that_are_none_of_the_jobs_code_or_no_longer(manage, as_json, jobs):
+    def on_failure(ctx, error):
+        ctx.step.run("apologise", str)
+
+    @job("breaks", retries=0, on_failure=on_failure)
+    def breaks(ctx):
+        ctx.step.run("work", int, "x")
+
+    @job("changes")
+    def changes(ctx):
+        if not Step.objects.exists():
+            ctx.step.run("removed", str)
+        ctx.step.sleep("nap", timedelta(days=1))
+
+    changed = jobs.run(changes)
+    jobs.advance(timedelta(days=1))
+    text = manage("show", changed.pk)
+    assert re.search(r"^removed +run +completed .* unvisited$", text, re.MULTILINE)
+    assert re.search(r"^nap +sleep +completed (?!.*unvisited)", text, re.MULTILINE)
+    assert [step["unvisited"] for step in as_json("show", changed.pk)["steps"]] == [True, False]
+
+    broken = jobs.run(breaks)
+    services.retry(broken)
+    text = manage("show", broken.pk)
+    assert re.search(r"^apologise +run +completed .* on_failure$", text, re.MULTILINE)
+    assert re.search(r"^work +run +waiting (?!.*on_failure)", text, re.MULTILINE)
+    assert "  Retried   " in text
+
+
 def test_show_for_machines_is_the_run_with_event_steps_and_attempts(as_json, jobs, fail):
     run = jobs.run(fail, {"when": datetime(2030, 1, 2, tzinfo=UTC), "ids": {1}, "raw": b"\x00"})
 

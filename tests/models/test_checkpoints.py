@@ -69,16 +69,46 @@ def test_the_constraints_catch_a_step_that_is_both_waiting_and_done(careless, a_
         Step.objects.update(**careless)
 
 
-def test_reopening_takes_the_step_that_failed_last_and_no_other(a_step, clock):
+def test_a_failed_step_that_is_reopened_is_as_if_it_had_not_been_tried(a_step, clock):
     error = {"type": "E", "message": "", "traceback": ""}
-    for name in ("caught", "fatal"):
-        clock.move(seconds=1)
-        a_step(name, status=StepStatus.FAILED, attempts=3, finished_at=clock.now, error=error).save()
+    a_step("failed", status=StepStatus.FAILED, attempts=3, error=error).save()
     a_step("fine").save()
 
-    assert Step.objects.reopen_last() == 1
+    assert Step.objects.reopen() == 1
 
-    statuses = dict(Step.objects.values_list("name", "status"))
-    assert statuses == {"caught": "failed", "fatal": "waiting", "fine": "completed"}
-    fatal = Step.objects.get(name="fatal")
-    assert (fatal.attempts, fatal.error, fatal.finished_at) == (0, None, None)
+    assert dict(Step.objects.values_list("name", "status")) == {"failed": "waiting", "fine": "completed"}
+    failed = Step.objects.get(name="failed")
+    assert (failed.attempts, failed.error, failed.finished_at) == (0, None, None)
+
+
+def test_what_was_done_about_a_failure_is_set_aside_once_and_nothing_else_is(a_step):
+    places = ["", ":double", "1.0:branch", "failure:tell", "failure/1.0:tell", "failure:Failure:x"]
+    for number, place in enumerate(places):
+        a_step(f"step-{number}", place=place).save()
+
+    assert Step.objects.set_aside() == 3
+    assert Step.objects.set_aside() == 0
+
+    steps = list(Step.objects.order_by("pk"))
+    assert [step.place for step in steps[:3]] == places[:3]
+    assert [step.place for step in steps[3:]] == [
+        f"failure-{steps[3].pk}:tell",
+        f"failure-{steps[4].pk}/1.0:tell",
+        f"failure-{steps[5].pk}:Failure:x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("", ""),
+        (":failure", ""),
+        ("1.0/2.1:failure:x", ""),
+        ("failure:tell", "failure"),
+        ("failure/1.0:tell", "failure"),
+        ("failure-7:tell", "failure-7"),
+        ("failure-7/1.0:tell", "failure-7"),
+    ],
+)
+def test_a_step_knows_whether_it_was_done_about_a_failure(place, part):
+    assert Step(name="step", place=place).part == part
