@@ -37,13 +37,13 @@ def admit(current: Pass) -> bool:
     run, using = current.run, current.using
     if current.event:
         run.event = current.event  # So that nobody reads it again.
+    if current.history or run.attempt:
+        run.admitted_at = run.admitted_at or run.started_at  # It had begun before its job had a policy.
     try:
-        places = places_of(current.job, current.event)
+        places = places_of(current.job, current.event, limits_only=run.admitted_at is not None)
     except Exception as error:
         reason = f"{type(error).__name__} in a key of its flow control: {words(error)}"
         return _end(current, lambda: current.held.skip(reason))
-    if current.history or run.attempt:
-        run.admitted_at = run.admitted_at or run.started_at  # It had begun before its job had a policy.
     limits = _limits(places)
     if run.admitted_at and (not limits or seats.keep(run, limits, using)):
         return _clear_reason(run, current.held, using)
@@ -78,7 +78,7 @@ def leave(current: Pass) -> None:
     """After a pass: let others have the seats that were held for its time only."""
     if any(limit.scope == "step" for limit in current.job.concurrency):
         passes.boundary("before moving up")
-        limits = _limits(places_of(current.job, current.event))
+        limits = places_of(current.job, current.event)
         seats.move_up([limit for limit in limits if limit.policy.scope == "step"], current.using)
 
 
@@ -110,9 +110,14 @@ def batched(current: Pass) -> list[Event]:
     return sorted(events.values(), key=lambda event: (event.occurred_at, event.pk))
 
 
-def places_of(job: registry.Job, event: Event | None) -> list[Place]:
-    """Return where each policy of ``job`` puts a run of ``event``. A key function may raise anything."""
-    places = (policies.place(job.id, *given, event) for given in job.policies)
+def places_of(job: registry.Job, event: Event | None, *, limits_only: bool = True) -> list[Place]:
+    """
+    Return where the policies of ``job`` put a run of ``event``. A key function may raise anything.
+
+    Only its limits, where the gates are behind it: their keys need not hold for ever.
+    """
+    wanted = [given for given in job.policies if given[0] == "concurrency" or not limits_only]
+    places = (policies.place(job.id, *given, event) for given in wanted)
     return [place for place in places if place]
 
 
@@ -230,7 +235,7 @@ def _finished(sender: Any, *, run: Run, **news: Any) -> None:
         places = places_of(job, run.event)
     except Exception:
         return  # Then it had no seat either.
-    seats.move_up(_limits(places), run._state.db or router.db_for_write(Run))
+    seats.move_up(places, run._state.db or router.db_for_write(Run))
 
 
 signals.run_finished.connect(_finished, sender=Run, dispatch_uid="django_jobs.admission")

@@ -54,6 +54,15 @@ def take(run: Run, places: Sequence[Place], using: str) -> Full | None:
 
     In all or in none: a run that held one seat while it waits for another would keep others from it.
     """
+    full = _take(run, places, using)
+    if full and len(places) > 1:
+        for place in places:
+            if Seat.objects.using(using).vacate(place.digest, run):
+                straighten(place, using)
+    return full
+
+
+def _take(run: Run, places: Sequence[Place], using: str) -> Full | None:
     found = []
     for place in places:
         taken = Seat.objects.using(using).of(place.digest)

@@ -111,8 +111,8 @@ class Taken(NamedTuple):
     """A seat as it was read: its number, and by whom it was or is taken."""
 
     number: int
-    run_id: UUID
-    lease: UUID
+    run_id: UUID | None
+    lease: UUID | None
     is_open: bool
     is_leased: bool
 
@@ -142,6 +142,10 @@ class SeatQuerySet(models.QuerySet["Seat"]):
     def confirm(self, lanes: Iterable[str], run: Run) -> int:
         """Note that ``run`` goes on in the seats it has; return in how many of these lanes it has one."""
         return self.filter(lane__in=lanes, run=run.pk).update(lease=run.lease)
+
+    def vacate(self, lane: str, run: Run) -> int:
+        """Give back a seat that ``run`` has from before and may not keep while it waits for another."""
+        return self.filter(lane=lane, run=run.pk).update(run=None, lease=None)
 
 
 class Seat(models.Model):

@@ -369,6 +369,24 @@ def test_several_limits_hold_together_and_a_run_takes_all_of_its_places_or_none(
     assert statuses(a1, a2, b, c) == ["completed", "sleeping", "completed", "sleeping"]
 
 
+def test_a_run_that_waits_for_one_place_gives_up_the_other_it_had(jobs):
+    @job("limited", concurrency=[Concurrency(1, "a"), Concurrency(1, "b")], retries=0)
+    def limited(ctx):
+        ctx.step.sleep("nap", HOUR)
+        ctx.step.run("work", int, ctx.event.data["text"])
+
+    failed = jobs.run(limited, {"a": 1, "b": 1, "text": "x"})
+    jobs.advance(HOUR)
+    jobs.run(limited, {"a": 2, "b": 1, "text": "1"})
+    services.retry(failed)
+    jobs.drain()
+    third = jobs.run(limited, {"a": 1, "b": 2, "text": "1"})
+
+    assert statuses(failed, third) == [RunStatus.QUEUED, RunStatus.SLEEPING]
+    jobs.advance(2 * HOUR)
+    assert statuses(failed, third) == [RunStatus.FAILED, RunStatus.COMPLETED]
+
+
 def test_a_lower_limit_takes_effect_as_places_become_free(jobs):
     limited = naps(3)
     [limited.start() for _ in range(6)]

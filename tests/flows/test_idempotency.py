@@ -61,6 +61,19 @@ def test_an_event_without_the_key_has_no_double(jobs):
     assert statuses() == ["completed"] * 3
 
 
+def test_a_key_is_asked_for_once_and_need_not_hold_for_ever(jobs):
+    keys = iter([7])
+
+    @job("once", idempotency=Idempotency(lambda event: next(keys)))
+    def once(ctx):
+        ctx.step.sleep("nap", HOUR)
+
+    run = jobs.run(once)
+    jobs.advance(HOUR)
+
+    assert services.find_run(run).status == RunStatus.COMPLETED
+
+
 def test_a_failed_run_keeps_its_key_and_is_retried_by_hand(jobs):
     @job("once", idempotency=Idempotency("order"), retries=0)
     def once(ctx):
