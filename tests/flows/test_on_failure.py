@@ -198,6 +198,7 @@ def test_it_has_steps_of_its_own_which_are_remembered(jobs, ledger, rows):
 
     run.refresh_from_db()
     assert (run.status, run.error["type"], run.output) == (RunStatus.FAILED, "StepError", None)
+    assert [attempt.step.name for attempt in run.attempts.all()] == ["charge"]
     assert ledger == ["body", "called", "noted", "called"]
     assert rows.names() == ["booked"]
     assert [event.data for event in jobs.emitted("order/failed")] == [{"order": 7, "why": "no"}]
