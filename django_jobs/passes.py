@@ -5,6 +5,7 @@ A pass has branches: the job's own code, and each thunk of a ``parallel``. They 
 lease that fences all they write; each has its own place in it.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -74,15 +76,41 @@ class Branch:
     forks: int = 0
     #: The interrupts raised in it. A step called after one shows that the code swallowed it.
     interrupts: list[Interrupt] = field(default_factory=list)
-    swallowed: bool = False
-    #: Several tasks of an event loop may be in it at once, so one goes on when another was interrupted.
-    is_async: bool = False
+    swallowed: Interrupt | None = None
+    #: Where the job awaits: the task of the event loop that used a name.
+    users: dict[str, Any] | None = None
+    #: What the code does now, it did before, in an earlier pass.
+    replaying: bool = False
     #: Set when it has come to its first step.
     arrived: threading.Event = field(default_factory=threading.Event)
 
     def place(self, name: str) -> str:
         """Return the identity of its next step called ``name``: repeated names are told apart by a number."""
+        self.claim(name, f'Step "{name}"')
         return f"{self.tag}:{self._numbered(name)}"
+
+    def fork(self) -> str:
+        """Return what the tags of its next branches begin with."""
+        self.claim("", "A parallel")
+        self.forks += 1
+        return f"{self.tag}/{self.forks}." if self.tag else f"{self.forks}."
+
+    def item(self) -> "Branch":
+        """Return a branch for a step that has its name already and is done beside others."""
+        branch = Branch(tag=self.tag, users=self.users)
+        branch.arrived.set()
+        return branch
+
+    def claim(self, name: str, what: str) -> None:
+        """Refuse a name that another task of the event loop has used: which comes first is chance."""
+        if self.users is None:
+            return
+        task = asyncio.current_task()
+        if self.users.setdefault(name, task) is not task:
+            raise NonRetriableError(
+                f"{what} is called by several tasks, and which of them comes first is chance. Give each step a"
+                " name of its own, or make the tasks branches of one ctx.step.parallel."
+            )
 
     def _numbered(self, name: str) -> str:
         count = self.used[name] = self.used.get(name, 0) + 1
@@ -115,8 +143,10 @@ class Pass:
     attempt: int = 0
     started_at: datetime = field(default_factory=clock.now)
     root: Branch = field(default_factory=Branch)
-    replaying: bool = False
-    newest: str | None = None
+    #: What ends all branches alike, once one has met it.
+    over: Interrupt | None = None
+    #: What it has ended with, where the job awaits and its tasks are being cancelled.
+    ended: Interrupt | None = None
     #: What the run failed with for good, while ``on_failure`` is at work; None before.
     failure: dict | None = None
     #: When the run has taken too long, by its ``timeouts.finish``.
@@ -127,10 +157,12 @@ class Pass:
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.attempt = self.run.attempt
-        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
-        self.newest = max(self.history.values(), key=lambda step: step.pk).identity if self.history else None
-        self.replaying = bool(self.history)
-        self.names = {step.name for step in self.history.values()}
+        #: A pass that died or failed may have got no further than its newest checkpoint.
+        self.cut_short = bool(self.run.attempt or self.run.crashes)
+        #: How often each name was asked for: those of the steps there are, once.
+        self.names = {step.name: 1 for step in self.history.values()}
+        self.newest = _newest(self.history.values())
+        self.root.replaying = bool(self.history)
 
     # Branches.
 
@@ -147,14 +179,42 @@ class Pass:
         finally:
             _branch.reset(token)
 
+    def fork(self, count: int) -> list[Branch]:
+        """Return ``count`` branches of the one that the caller is in, each with a place of its own in the history."""
+        parent = self.branch
+        stem = parent.fork()
+        # Did an earlier pass come past them? If not, each is where its own last step is.
+        parent.replaying = parent.replaying and not self.newest.get(parent.tag, "").startswith(stem)
+        return [
+            Branch(
+                tag=(tag := f"{stem}{n}"),
+                users=None if parent.users is None else {},
+                replaying=parent.replaying or tag in self.newest,
+            )
+            for n in range(count)
+        ]
+
     def turn_to_failure(self, report: dict, *, attempt: int = 0) -> None:
         """Go on with what the job wants done about its failure, in a branch of its own."""
         self.failure, self.attempt = report, attempt
-        self.root = Branch(tag=FAILURE)
+        self.root = Branch(tag=FAILURE, replaying=FAILURE in self.newest)
+        self.over = self.ended = None
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the code now running only does again what it did in an earlier pass."""
+        return self.branch.replaying
 
     def end(self, interrupt: Interrupt) -> Interrupt:
-        self.branch.interrupts.append(interrupt)
+        """Note that ``interrupt`` is raised in this branch."""
+        if self.branch.users is None:
+            self.branch.interrupts.append(interrupt)
         return interrupt
+
+    def met(self, interrupt: Interrupt) -> None:
+        """Have the other branches end too, unless ``interrupt`` is about one step only."""
+        if not isinstance(interrupt, Parked):
+            self.over = self.over or interrupt
 
     # Steps.
 
@@ -165,17 +225,20 @@ class Pass:
             place = branch.place(_checked(name))
             self._may_go_on(branch, name)
             step = self.history.get(place) or self._new(place, name, kind)
-            if step.status == StepStatus.WAITING or place == self.newest:
-                self.replaying = False
         branch.arrived.set()
-        if step.status == StepStatus.WAITING:
-            self._may_work(is_new=step.pk is None)
+        # A branch that has nothing left to do says so in each pass: once was enough.
+        has_ended = place == self.newest.get(branch.tag) and (self.cut_short or not branch.tag)
+        if step.status == StepStatus.WAITING or has_ended:
+            branch.replaying = False
         return step
 
     def _may_go_on(self, branch: Branch, name: str) -> None:
-        if branch.interrupts and not branch.is_async:
-            branch.swallowed = True
-            raise branch.interrupts[-1]
+        if self.ended:
+            self.root.swallowed = self.ended
+            raise self.ended
+        if branch.interrupts:
+            branch.swallowed = branch.interrupts[-1]
+            raise branch.swallowed
         if outer := inside.get():
             raise NonRetriableError(
                 f'Step "{name}" is called inside step "{outer}". A step cannot hold another:'
@@ -184,11 +247,11 @@ class Pass:
 
     def _new(self, place: str, name: str, kind: StepKind) -> Step:
         """Make a step; its name is the one it was given, numbered if another has it."""
-        free, count = place.split(":", 1)[1], 1
+        free = name
         while free in self.names:
-            count += 1
-            free = f"{name}#{count}"
-        self.names.add(free)
+            self.names[name] += 1
+            free = f"{name}#{self.names[name]}"
+        self.names[free] = 1
         return Step(
             run_id=self.run.pk,
             name=free,
@@ -198,12 +261,15 @@ class Pass:
             started_at=clock.now(),
         )
 
-    def _may_work(self, *, is_new: bool) -> None:
+    def may_work(self, step: Step) -> None:
+        """End the pass, or refuse, where ``step`` may not be worked on."""
+        if self.over:
+            raise self.end(type(self.over)(*self.over.args))
         if self.stopping():
             raise self.end(HandedBack())
         if self.deadline and clock.now() >= self.deadline:
             raise self.end(Overdue())
-        if is_new and len(self.history) >= conf.MAX_STEPS:
+        if step.pk is None and len(self.names) > conf.MAX_STEPS:
             raise NonRetriableError(
                 f"The run has {conf.MAX_STEPS} steps, the most it may have (MAX_STEPS)."
                 " Start other runs from it for the rest."
@@ -252,3 +318,19 @@ def _checked(name: str) -> str:
     if not isinstance(name, str) or not 1 <= len(name) <= 190 or storable(name) != name:
         raise NonRetriableError(f"A step name is a string of 1 to 190 characters, not {name!r}.")
     return name
+
+
+def _newest(steps: Iterable[Step]) -> dict[str, str]:
+    """
+    Return the identity of the newest step of each branch, by its tag, those of its own branches included.
+
+    A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
+    """
+    newest = {}
+    for step in sorted(steps, key=lambda step: step.pk):
+        tag = step.identity.partition(":")[0]
+        newest[tag] = step.identity
+        while tag:
+            tag = tag.rpartition("/")[0]
+            newest[tag] = step.identity
+    return newest

@@ -72,6 +72,17 @@ class Unserialisable(Exception):
 HOPELESS = (NonRetriableError, InvalidEvent, JobNotFound, Unserialisable)
 
 
+def guarded(current: Pass, step: Step, doing: Doing) -> Doing:
+    """Do ``step`` unless the pass has to end, and see to it that all its branches know when it has."""
+    if step.status == StepStatus.WAITING:
+        current.may_work(step)
+    try:
+        return (yield from doing)
+    except Interrupt as interrupt:
+        current.met(interrupt)
+        raise
+
+
 def perform(current: Pass, step: Step, call: Callable[[], Any], policy: Policy) -> Doing:
     """Return what ``step`` came to, now or before; park the run until its next try."""
     if step.status != StepStatus.WAITING:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from asgiref.sync import sync_to_async
 from django.db import connections, router
 from django.db.models import Min
 
@@ -76,6 +77,18 @@ class Jobs:
         self._now = instant.astimezone(UTC)
         self.drain()
 
+    async def arun(self, job: registry.Job | str, data: dict | None = None) -> Run:
+        """Await ``run`` in an async test."""
+        return await sync_to_async(self.run)(job, data)
+
+    async def adrain(self) -> int:
+        """Await ``drain`` in an async test."""
+        return await sync_to_async(self.drain)()
+
+    async def aadvance(self, by: timedelta) -> None:
+        """Await ``advance`` in an async test."""
+        await sync_to_async(self.advance)(by)
+
     def emitted(self, name: str | None = None) -> list[Event]:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
         events = Event.objects.order_by("received_at", "id")
@@ -107,8 +120,7 @@ class Jobs:
         def die(moment: str) -> None:
             nonlocal seen
             seen += 1
-            if seen > nth:
-                passes.boundary = _nothing
+            if seen > nth:  # From then on: what else the worker has in hand dies with it.
                 raise passes.Died(moment)
 
         passes.boundary = die
