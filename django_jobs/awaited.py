@@ -14,8 +14,8 @@ from typing import Any
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
-from .branches import Ended, join
-from .desk import Desk, Task
+from .branches import join
+from .desk import Desk
 from .exceptions import Interrupt, NonRetriableError
 from .models import Step, StepKind, StepStatus
 from .passes import Branch, Pass, inside
@@ -34,14 +34,15 @@ class AsyncSteps(Steps):
 
     async def _await(self, step: Step, doing: Doing) -> Any:
         if step.status != StepStatus.WAITING:
-            return _advance(doing, None)[1]  # What is remembered needs no database.
+            return drive(doing)  # What is remembered needs no database.
         desk = _desk.get()
         try:
             with desk.at_work():
                 whole = desk.in_transaction or step.kind in (StepKind.ATOMIC, StepKind.EMIT)
-                return await (_in_one_go(doing) if whole else _by_pieces(doing))
+                how = await (_in_one_go(doing) if whole else _by_pieces(doing))
+            return how.result()
         except Interrupt as interrupt:
-            await desk.park(interrupt)
+            await desk.park(interrupt.with_traceback(None))
 
     def _side_by_side(
         self, forked: Sequence[Branch], thunks: Sequence[Callable[[], Any]], limit: int
@@ -51,9 +52,9 @@ class AsyncSteps(Steps):
     async def _await_all(
         self, forked: Sequence[Branch], thunks: Sequence[Callable[[], Any]], limit: int
     ) -> Any:
-        ended, slots, desk = [Ended() for _ in thunks], asyncio.Semaphore(limit), _desk.get()
+        ended, slots, desk = [Outcome() for _ in thunks], asyncio.Semaphore(limit), _desk.get()
 
-        async def one(branch: Branch, thunk: Callable[[], Any], end: Ended) -> None:
+        async def one(branch: Branch, thunk: Callable[[], Any], end: Outcome) -> None:
             await slots.acquire()
             with desk.branch(slots), self._pass.enter(branch):
                 try:
@@ -66,24 +67,27 @@ class AsyncSteps(Steps):
         return join(self._pass, forked, ended)
 
 
-# A step that works.
+# A step that works. What it ends with is returned and not raised through asgiref, which would not let go of it.
 
 
-async def _by_pieces(doing: Doing) -> Any:
+async def _by_pieces(doing: Doing) -> Outcome:
     """Do a step whose work is awaited; meanwhile others go on."""
-    how: Outcome | None = None
-    while True:
-        done, what = await sync_to_async(_advance)(doing, how)
-        if done:
-            return what
-        how = await _outcome(what)
+    now = await sync_to_async(_advance)(doing, None)
+    while isinstance(now, Work):
+        now = await sync_to_async(_advance)(doing, await _outcome(now))
+    return now
 
 
-def _advance(doing: Doing, how: Outcome | None) -> tuple[bool, Any]:
+def _advance(doing: Doing, how: Outcome | None) -> Work | Outcome:
     try:
-        return False, next(doing) if how is None else doing.send(how)
+        return next(doing) if how is None else doing.send(how)
     except StopIteration as ended:
-        return True, ended.value
+        return Outcome(ended.value)
+    except BaseException as error:
+        return Outcome(error=error)
+    finally:
+        if how:
+            how.error = None  # See ``Outcome.result``.
 
 
 async def _outcome(work: Work) -> Outcome:
@@ -94,7 +98,7 @@ async def _outcome(work: Work) -> Outcome:
     return await _awaited(work, lambda: how.value) if isawaitable(how.value) else how
 
 
-async def _in_one_go(doing: Doing) -> Any:
+async def _in_one_go(doing: Doing) -> Outcome:
     """
     Do a step without a break in the worker's own thread, transaction and all.
 
@@ -102,9 +106,11 @@ async def _in_one_go(doing: Doing) -> Any:
     everybody else: whatever other tasks want of the database is done before this transaction or after it.
     """
 
-    def work() -> Any:
+    def work() -> Outcome:
         try:
-            return drive(doing, _outcome_here)
+            return Outcome(drive(doing, _outcome_here))
+        except BaseException as error:
+            return Outcome(error=error)
         finally:
             doing.close()  # Of a task that was cancelled the transaction is open still.
 
@@ -148,32 +154,28 @@ def call(current: Pass, handler: Callable[..., Coroutine[Any, Any, Any]], *argum
     ours until the run is settled. Other tasks that it left behind are cancelled.
     """
     in_transaction = connections[current.using].in_atomic_block
+    how = Outcome()
 
-    async def main() -> Any:
+    async def job() -> None:
+        try:
+            how.value = await handler(*arguments)
+        except BaseException as error:
+            how.error = error
+
+    async def main() -> None:
         desk = Desk(current, in_transaction=in_transaction)
         _desk.set(desk)
-        job = asyncio.create_task(handler(*arguments))
-        await desk.attend(job)
-        return _result(current, job, ended=current.ended, forgotten=desk.close())
+        if ended := await desk.attend(asyncio.create_task(job())):
+            if not isinstance(how.error, asyncio.CancelledError | Interrupt):
+                current.root.swallowed = ended
+            how.error = ended
+        elif forgotten := desk.close():
+            how.error = how.error or NonRetriableError(
+                f"{forgotten} was called and not awaited: it was not done."
+            )
 
     current.root.users = {}
-    return async_to_sync(main, force_new_loop=True)()
-
-
-def _result(current: Pass, job: Task, *, ended: Interrupt | None, forgotten: Sequence[str]) -> Any:
-    if ended:
-        if not job.cancelled() and job.exception() is not ended:
-            current.root.swallowed = ended
-        raise ended
-    try:
-        value = job.result()
-    except BaseExceptionGroup as group:
-        # What a TaskGroup raises: it counts as the first of its errors.
-        raise _first(group) from group
-    if forgotten:
-        raise NonRetriableError(f"{forgotten[0]} was called and not awaited, so it was not done.")
-    return value
-
-
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+    async_to_sync(main, force_new_loop=True)()
+    while isinstance(how.error, BaseExceptionGroup):
+        how.error = how.error.exceptions[0]  # What a TaskGroup raises: it counts as the first of its errors.
+    return how.result()

@@ -8,25 +8,16 @@ which the branches stand. Each is waited for: those that come to their end do, w
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
 
 from .exceptions import Interrupt
 from .passes import Branch, Pass, together
+from .perform import Outcome
 
 #: A branch that takes longer to come to its first step no longer holds up the next.
 PATIENCE = 0.25
-
-
-@dataclass
-class Ended:
-    """How a branch went."""
-
-    value: Any = None
-    error: BaseException | None = None
-
 
 Thunk = Callable[[], Any]
 
@@ -39,7 +30,7 @@ def side_by_side(current: Pass, branches: Sequence[Branch], thunks: Sequence[Thu
     done), and else the first error is raised. Each thread has a connection of its own, closed at the end; where
     others could not see what this thread sees (in a test case) the branches run one after the other.
     """
-    ended = [Ended() for _ in thunks]
+    ended = [Outcome() for _ in thunks]
     if limit < 2 or len(thunks) < 2 or _sees_alone(current.using):
         for branch, thunk, end in zip(branches, thunks, ended, strict=True):
             _run(current, branch, thunk, end)
@@ -55,7 +46,7 @@ def _sees_alone(using: str) -> bool:
 
 
 def _in_threads(
-    current: Pass, branches: Sequence[Branch], thunks: Sequence[Thunk], ended: Sequence[Ended], limit: int
+    current: Pass, branches: Sequence[Branch], thunks: Sequence[Thunk], ended: Sequence[Outcome], limit: int
 ) -> None:
     turns, lock = iter(range(len(thunks))), threading.Lock()
 
@@ -91,7 +82,7 @@ def _drawn(turns: Iterator[int], lock: threading.Lock) -> Iterator[int]:
         yield turn
 
 
-def _run(current: Pass, branch: Branch, thunk: Thunk, end: Ended) -> None:
+def _run(current: Pass, branch: Branch, thunk: Thunk, end: Outcome) -> None:
     with current.enter(branch):
         try:
             end.value = thunk()
@@ -101,7 +92,7 @@ def _run(current: Pass, branch: Branch, thunk: Thunk, end: Ended) -> None:
             branch.arrived.set()
 
 
-def join(current: Pass, branches: Sequence[Branch], ended: Sequence[Ended]) -> list[Any]:
+def join(current: Pass, branches: Sequence[Branch], ended: Sequence[Outcome]) -> list[Any]:
     """Return the values of branches that have all ended; raise what their ends come to together."""
     interrupts = []
     for branch, end in zip(branches, ended, strict=True):
@@ -114,7 +105,4 @@ def join(current: Pass, branches: Sequence[Branch], ended: Sequence[Ended]) -> l
             current.branch.swallowed = branch.swallowed
     if interrupts:
         raise current.end(together(interrupts))
-    for end in ended:
-        if end.error is not None:
-            raise end.error
-    return [end.value for end in ended]
+    return [end.result() for end in ended]

@@ -62,12 +62,12 @@ class Desk:
         """Stay here: the step's result is for a later pass."""
         if self.current.ended:
             raise interrupt
-        self.parked[task := _this_task()] = interrupt
+        self.parked[_this_task()] = interrupt
         self.news.set()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            del self.parked[task]
+            del self.parked[_this_task()]
 
     @contextmanager
     def branch(self, slots: asyncio.Semaphore) -> Iterator[None]:
@@ -84,8 +84,8 @@ class Desk:
 
     # For the job.
 
-    async def attend(self, job: Task) -> None:
-        """Return when the job has ended, by itself or since none of its tasks goes on, and no step is at work."""
+    async def attend(self, job: Task) -> Interrupt | None:
+        """Return when the job has ended and no step is at work; if the pass had to end, what it ended with."""
         job.add_done_callback(lambda _: self.news.set())
         glance, left = GLANCE, PATIENCE
         while self.busy or not job.done():
@@ -97,6 +97,8 @@ class Desk:
                 glance, left = GLANCE, PATIENCE
             else:
                 glance, left = min(2 * glance, LONGEST_GLANCE), left - glance
+        ended, self.current.ended = self.current.ended, Interrupt()
+        return ended
 
     async def _waits(self) -> bool:
         """Tell whether there is nothing but to wait: for the next pass, or for a task that is busy otherwise."""
@@ -125,13 +127,12 @@ class Desk:
         others = awaited_by(task)
         return others is None or any(self._goes_on(other, seen | {task}) for other in others)
 
-    def close(self) -> list[str]:
-        """Let no more steps begin; return what was called and never awaited."""
-        self.current.ended = self.current.ended or Interrupt()
+    def close(self) -> str:
+        """Return what was called and never awaited, the first of it."""
         forgotten = [(what, step) for what, step in self.called if getcoroutinestate(step) == CORO_CREATED]
         for _, step in forgotten:
             step.close()
-        return [what for what, _ in forgotten]
+        return forgotten[0][0] if forgotten else ""
 
 
 def _this_task() -> Task:

@@ -7,6 +7,7 @@ lease that fences all they write; each has its own place in it.
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -106,7 +107,7 @@ class Branch:
         if self.users is None:
             return
         task = asyncio.current_task()
-        if self.users.setdefault(name, task) is not task:
+        if self.users.setdefault(name, weakref.ref(task))() is not task:
             raise NonRetriableError(
                 f"{what} is called by several tasks, and which of them comes first is chance. Give each step a"
                 " name of its own, or make the tasks branches of one ctx.step.parallel."

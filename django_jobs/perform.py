@@ -32,12 +32,27 @@ class Work:
     timeout: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """How a work went."""
+    """How a work went, or all of a step."""
 
     value: Any = None
     error: BaseException | None = None
+
+    def result(self) -> Any:
+        """
+        Return the value or raise the error, which is kept no longer.
+
+        An error and a frame that know each other stay until the garbage collector comes, and with them all that
+        the frames around have: among them the one that has the thread of an event loop.
+        """
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            return self.value
+        finally:
+            del error
 
 
 @dataclass(frozen=True)
