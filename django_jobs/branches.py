@@ -8,35 +8,18 @@ which the branches stand. Each is waited for: those that come to their end do, w
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
 
 from .exceptions import Interrupt
 from .passes import Branch, Pass, together
+from .perform import Outcome
 
 #: A branch that takes longer to come to its first step no longer holds up the next.
 PATIENCE = 0.25
 
-
-@dataclass
-class Ended:
-    """How a branch went."""
-
-    value: Any = None
-    error: BaseException | None = None
-
-
 Thunk = Callable[[], Any]
-
-
-def fork(current: Pass, count: int) -> list[Branch]:
-    """Return ``count`` branches of the one that the caller is in, each with a place of its own in the history."""
-    parent = current.branch
-    parent.forks += 1
-    stem = f"{parent.tag}/" if parent.tag else ""
-    return [Branch(tag=f"{stem}{parent.forks}.{n}", is_async=parent.is_async) for n in range(count)]
 
 
 def side_by_side(current: Pass, branches: Sequence[Branch], thunks: Sequence[Thunk], limit: int) -> list[Any]:
@@ -44,11 +27,11 @@ def side_by_side(current: Pass, branches: Sequence[Branch], thunks: Sequence[Thu
     Call the thunks, each in its branch and at most ``limit`` at a time; return their values in order.
 
     When all have ended, an interrupt of one ends the pass here (the next one finds the others' steps
-    done), and else the first error is raised. Each thread has a connection of its own, closed at the end; under
-    a transaction that others could not see into (a test case's) the branches run one after the other.
+    done), and else the first error is raised. Each thread has a connection of its own, closed at the end; where
+    others could not see what this thread sees (in a test case) the branches run one after the other.
     """
-    ended = [Ended() for _ in thunks]
-    if limit < 2 or len(thunks) < 2 or connections[current.using].in_atomic_block:
+    ended = [Outcome() for _ in thunks]
+    if limit < 2 or len(thunks) < 2 or _sees_alone(current.using):
         for branch, thunk, end in zip(branches, thunks, ended, strict=True):
             _run(current, branch, thunk, end)
     else:
@@ -56,8 +39,14 @@ def side_by_side(current: Pass, branches: Sequence[Branch], thunks: Sequence[Thu
     return join(current, branches, ended)
 
 
+def _sees_alone(using: str) -> bool:
+    """Tell whether other threads would not see what this one does, or would get in its way."""
+    connection: Any = connections[using]
+    return connection.in_atomic_block or (connection.vendor == "sqlite" and connection.is_in_memory_db())
+
+
 def _in_threads(
-    current: Pass, branches: Sequence[Branch], thunks: Sequence[Thunk], ended: Sequence[Ended], limit: int
+    current: Pass, branches: Sequence[Branch], thunks: Sequence[Thunk], ended: Sequence[Outcome], limit: int
 ) -> None:
     turns, lock = iter(range(len(thunks))), threading.Lock()
 
@@ -71,15 +60,17 @@ def _in_threads(
         finally:
             connections.close_all()
 
-    context = contextvars.copy_context()
-    threads = [
-        threading.Thread(target=context.copy().run, args=(work,), daemon=True)
-        for _ in range(min(limit, len(thunks)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(min(limit, len(thunks))):
+            context = contextvars.copy_context()
+            thread = threading.Thread(target=context.run, args=(work,), daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        # If there can be no more threads, those there are do all of it before that is raised.
+        for thread in started:
+            thread.join()
 
 
 def _drawn(turns: Iterator[int], lock: threading.Lock) -> Iterator[int]:
@@ -91,7 +82,7 @@ def _drawn(turns: Iterator[int], lock: threading.Lock) -> Iterator[int]:
         yield turn
 
 
-def _run(current: Pass, branch: Branch, thunk: Thunk, end: Ended) -> None:
+def _run(current: Pass, branch: Branch, thunk: Thunk, end: Outcome) -> None:
     with current.enter(branch):
         try:
             end.value = thunk()
@@ -101,17 +92,17 @@ def _run(current: Pass, branch: Branch, thunk: Thunk, end: Ended) -> None:
             branch.arrived.set()
 
 
-def join(current: Pass, branches: Sequence[Branch], ended: Sequence[Ended]) -> list[Any]:
+def join(current: Pass, branches: Sequence[Branch], ended: Sequence[Outcome]) -> list[Any]:
     """Return the values of branches that have all ended; raise what their ends come to together."""
-    parent = current.branch
+    interrupts = []
     for branch, end in zip(branches, ended, strict=True):
-        if branch.swallowed or (branch.interrupts and not isinstance(end.error, Interrupt)):
-            parent.swallowed = True
-            parent.interrupts.append(branch.interrupts[-1])
-            raise branch.interrupts[-1]
-    if interrupts := [end.error for end in ended if isinstance(end.error, Interrupt)]:
+        if isinstance(end.error, Interrupt):
+            interrupts.append(end.error)
+        elif branch.interrupts:
+            branch.swallowed = branch.swallowed or branch.interrupts[-1]
+        if branch.swallowed:
+            interrupts.append(branch.swallowed)
+            current.branch.swallowed = branch.swallowed
+    if interrupts:
         raise current.end(together(interrupts))
-    for end in ended:
-        if end.error:
-            raise end.error
-    return [end.value for end in ended]
+    return [end.result() for end in ended]

@@ -170,7 +170,7 @@ def _execute(current: Pass) -> None:
         else:
             _interrupted(current, interrupt)
     except BaseException as error:
-        _fail(current, _swallowed(current) if _is_swallowed(current, error) else error)
+        _fail(current, _swallowed(current) if current.root.interrupts else error)
     else:
         if current.root.interrupts:
             _fail(current, _swallowed(current))
@@ -193,7 +193,7 @@ def _complete(current: Pass, output: str) -> None:
 def call(current: Pass) -> str:
     """Return what the job returned, as typed JSON. What ``on_failure`` returns is nobody's."""
     handler, arguments = _code(current)
-    with current.enter(current.root), current.log.listening():
+    with passes.outside(), current.enter(current.root), current.log.listening():
         if iscoroutinefunction(handler):
             value = awaited.call(current, handler, Context(current, awaited.AsyncSteps(current)), *arguments)
         else:
@@ -222,18 +222,9 @@ def _failure(current: Pass, report: dict[str, str]) -> JobsError:
     return step_error(step) if step else RunFailed(**report)
 
 
-def _is_swallowed(current: Pass, error: BaseException) -> bool:
-    """Tell whether ``error`` stands where an interrupt was; in an async job another task may have raised that."""
-    if not current.root.is_async:
-        return bool(current.root.interrupts)
-    seen: BaseException | None = error
-    while seen and not isinstance(seen, Interrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen is not None
-
-
 def _swallowed(current: Pass) -> NonRetriableError:
-    step = getattr(current.root.interrupts[-1], "step", None)
+    interrupt = current.root.swallowed or current.root.interrupts[-1]
+    step = getattr(interrupt, "step", None)
     at = f'step "{step}"' if step else "a step"
     return NonRetriableError(
         f"The job caught the control interrupt of {at} and went on. Catch `Exception`, not everything"

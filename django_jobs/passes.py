@@ -5,7 +5,9 @@ A pass has branches: the job's own code, and each thunk of a ``parallel``. They 
 lease that fences all they write; each has its own place in it.
 """
 
+import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -81,15 +83,41 @@ class Branch:
     forks: int = 0
     #: The interrupts raised in it. A step called after one shows that the code swallowed it.
     interrupts: list[Interrupt] = field(default_factory=list)
-    swallowed: bool = False
-    #: Several tasks of an event loop may be in it at once, so one goes on when another was interrupted.
-    is_async: bool = False
+    swallowed: Interrupt | None = None
+    #: Where the job awaits: the task of the event loop that used a name.
+    users: dict[str, Any] | None = None
+    #: What the code does now, it did before, in an earlier pass.
+    replaying: bool = False
     #: Set when it has come to its first step.
     arrived: threading.Event = field(default_factory=threading.Event)
 
     def place(self, name: str) -> str:
         """Return the identity of its next step called ``name``: repeated names are told apart by a number."""
+        self.claim(name, f'Step "{name}"')
         return f"{self.tag}:{self._numbered(name)}"
+
+    def fork(self) -> str:
+        """Return what the tags of its next branches begin with."""
+        self.claim("", "A parallel")
+        self.forks += 1
+        return f"{self.tag}/{self.forks}." if self.tag else f"{self.forks}."
+
+    def item(self) -> "Branch":
+        """Return a branch for a step that has its name already and is done beside others."""
+        branch = Branch(tag=self.tag, users=self.users)
+        branch.arrived.set()
+        return branch
+
+    def claim(self, name: str, what: str) -> None:
+        """Refuse a name that another task of the event loop has used: which comes first is chance."""
+        if self.users is None:
+            return
+        task = asyncio.current_task()
+        if self.users.setdefault(name, weakref.ref(task))() is not task:
+            raise NonRetriableError(
+                f"{what} is called by several tasks, and which of them comes first is chance. Give each step a"
+                " name of its own, or make the tasks branches of one ctx.step.parallel."
+            )
 
     def _numbered(self, name: str) -> str:
         count = self.used[name] = self.used.get(name, 0) + 1
@@ -100,6 +128,16 @@ class Branch:
 #: task of an event loop has its own, and a thread that a branch starts gets a copy.
 _branch: ContextVar[Branch | None] = ContextVar("branch", default=None)
 inside: ContextVar[str | None] = ContextVar("inside", default=None)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Do what is within inside of no step, whatever called it."""
+    token = inside.set(None)
+    try:
+        yield
+    finally:
+        inside.reset(token)
 
 
 @dataclass
@@ -123,8 +161,10 @@ class Pass:
     #: What the run failed with for good, while ``on_failure`` is at work; None before.
     failure: dict | None = field(init=False)
     root: Branch = field(init=False)
-    replaying: bool = field(init=False)
-    newest: str | None = field(init=False)
+    #: What ends all branches alike, once one has met it.
+    over: Interrupt | None = field(init=False)
+    #: What it has ended with, where the job awaits and its tasks are being cancelled.
+    ended: Interrupt | None = field(init=False)
     #: The identities of the steps it came by.
     visited: set[str] = field(default_factory=set)
     #: The events that its waits have taken, each once.
@@ -133,20 +173,23 @@ class Pass:
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.attempt = self.run.attempt
-        self.names = {step.name for step in self.history.values()}
+        #: A pass that died or failed may have got no further than its newest checkpoint.
+        self.cut_short = bool(self.run.attempt or self.run.crashes)
+        #: How often each name was asked for: those of the steps there are, once.
+        self.names = {step.name: 1 for step in self.history.values()}
+        self.newest = _newest(self.history.values())
         self._begin(self.run.error)
 
     def _begin(self, failure: dict | None) -> None:
         """Begin with the job's code, or with what is to be done about its failure: each has a history of its own."""
         self.failure, part = failure, FAILURE if failure else ""
-        self.root = Branch(tag=part)
+        mine = sum(step.part == part for step in self.history.values())
+        self.others = len(self.names) - mine
+        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
+        self.root = Branch(tag=part, replaying=bool(mine))
+        self.over = self.ended = None
         if failure:
             self.deadline = None
-        mine = [step for step in self.history.values() if step.part == part]
-        self.others = len(self.history) - len(mine)
-        # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
-        self.newest = max(mine, key=lambda step: step.pk).identity if mine else None
-        self.replaying = bool(mine)
 
     # Branches.
 
@@ -156,13 +199,32 @@ class Pass:
 
     @contextmanager
     def enter(self, branch: Branch) -> Iterator[None]:
-        """Make ``branch`` the one that the code within belongs to, inside of no step yet."""
-        tokens = _branch.set(branch), inside.set(None)
+        """Make ``branch`` the one that the code within belongs to."""
+        token = _branch.set(branch)
         try:
             yield
         finally:
-            _branch.reset(tokens[0])
-            inside.reset(tokens[1])
+            _branch.reset(token)
+
+    def fork(self, count: int) -> list[Branch]:
+        """Return ``count`` branches of the one that the caller is in, each with a place of its own in the history."""
+        parent = self.branch
+        stem = parent.fork()
+        # Did an earlier pass come past them? If not, each is where its own last step is.
+        parent.replaying = parent.replaying and not self.newest.get(parent.tag, "").startswith(stem)
+        return [
+            Branch(
+                tag=(tag := f"{stem}{n}"),
+                users=None if parent.users is None else {},
+                replaying=parent.replaying or tag in self.newest,
+            )
+            for n in range(count)
+        ]
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the code now running only does again what it did in an earlier pass."""
+        return self.branch.replaying
 
     def turn_to_failure(self, report: dict) -> None:
         """Go on with what the job wants done about its failure, once that is noted."""
@@ -170,8 +232,15 @@ class Pass:
         self._begin(report)
 
     def end(self, interrupt: Interrupt) -> Interrupt:
-        self.branch.interrupts.append(interrupt)
+        """Note that ``interrupt`` is raised in this branch."""
+        if self.branch.users is None:
+            self.branch.interrupts.append(interrupt)
         return interrupt
+
+    def met(self, interrupt: Interrupt) -> None:
+        """Have the other branches end too, unless ``interrupt`` is about one step only."""
+        if not isinstance(interrupt, Parked):
+            self.over = self.over or interrupt
 
     # Steps.
 
@@ -185,17 +254,20 @@ class Pass:
             known = self.history.get(place)
             self.log.reached(known=known is not None)
             step = known or self._new(place, name, kind)
-            if step.status == StepStatus.WAITING or place == self.newest:
-                self.replaying = False
         branch.arrived.set()
-        if step.status == StepStatus.WAITING:
-            self._may_work(is_new=step.pk is None)
+        # A branch that has nothing left to do says so in each pass: once was enough.
+        has_ended = place == self.newest.get(branch.tag) and (self.cut_short or not branch.tag)
+        if step.status == StepStatus.WAITING or has_ended:
+            branch.replaying = False
         return step
 
     def _may_go_on(self, branch: Branch, name: str) -> None:
-        if branch.interrupts and not branch.is_async:
-            branch.swallowed = True
-            raise branch.interrupts[-1]
+        if self.ended:
+            self.root.swallowed = self.ended
+            raise self.ended
+        if branch.interrupts:
+            branch.swallowed = branch.interrupts[-1]
+            raise branch.swallowed
         if outer := inside.get():
             raise NonRetriableError(
                 f'Step "{name}" is called inside step "{outer}". A step cannot hold another:'
@@ -204,11 +276,11 @@ class Pass:
 
     def _new(self, place: str, name: str, kind: StepKind) -> Step:
         """Make a step; its name is the one it was given, numbered if another has it."""
-        free, count = place.split(":", 1)[1], 1
+        free = name
         while free in self.names:
-            count += 1
-            free = f"{name}#{count}"
-        self.names.add(free)
+            self.names[name] += 1
+            free = f"{name}#{self.names[name]}"
+        self.names[free] = 1
         return Step(
             run_id=self.run.pk,
             name=free,
@@ -218,12 +290,15 @@ class Pass:
             started_at=clock.now(),
         )
 
-    def _may_work(self, *, is_new: bool) -> None:
+    def may_work(self, step: Step) -> None:
+        """End the pass, or refuse, where ``step`` may not be worked on."""
+        if self.over:
+            raise self.end(type(self.over)(*self.over.args))
         if self.stopping():
             raise self.end(HandedBack())
         if self.deadline and clock.now() >= self.deadline:
             raise self.end(Overdue())
-        if is_new and len(self.history) - self.others >= conf.MAX_STEPS:
+        if step.pk is None and len(self.names) - self.others > conf.MAX_STEPS:
             raise NonRetriableError(
                 f"The run has {conf.MAX_STEPS} steps, the most it may have (MAX_STEPS)."
                 " Start other runs from it for the rest."
@@ -294,3 +369,19 @@ def _checked(name: str) -> str:
     if not isinstance(name, str) or not 1 <= len(name) <= 190 or storable(name) != name:
         raise NonRetriableError(f"A step name is a string of 1 to 190 characters, not {name!r}.")
     return name
+
+
+def _newest(steps: Iterable[Step]) -> dict[str, str]:
+    """
+    Return the identity of the newest step of each branch, by its tag, those of its own branches included.
+
+    A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
+    """
+    newest = {}
+    for step in sorted(steps, key=lambda step: step.pk):
+        tag = step.identity.partition(":")[0]
+        newest[tag] = step.identity
+        while tag:
+            tag = tag.rpartition("/")[0]
+            newest[tag] = step.identity
+    return newest

@@ -25,12 +25,27 @@ from .outage import outlast
 from .passes import Lost, Parked, Pass, inside
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """How a work went."""
+    """How a work went, or all of a step."""
 
     value: Any = None
     error: BaseException | None = None
+
+    def result(self) -> Any:
+        """
+        Return the value or raise the error, which is kept no longer.
+
+        An error and a frame that know each other stay until the garbage collector comes, and with them all that
+        the frames around have: among them the one that has the thread of an event loop.
+        """
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            return self.value
+        finally:
+            del error
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,17 @@ class Unserialisable(Exception):
 
 #: Errors that another attempt would only meet again.
 HOPELESS = (NonRetriableError, InvalidEvent, Unserialisable)
+
+
+def guarded(current: Pass, step: Step, doing: Doing) -> Doing:
+    """Do ``step`` unless the pass has to end, and see to it that all its branches know when it has."""
+    if step.status == StepStatus.WAITING:
+        current.may_work(step)
+    try:
+        return (yield from doing)
+    except Interrupt as interrupt:
+        current.met(interrupt)
+        raise
 
 
 def perform(

@@ -61,7 +61,7 @@ def rehearse(recorded: str | Path | Run) -> None:
     run, current = _pass(told)
     came_to, ended = _result(current)
     is_whole = run.status in (RunStatus.COMPLETED, RunStatus.FAILED)
-    new = sorted(current.names - {step.name for step in current.history.values()})
+    new = sorted(set(current.names) - {step.name for step in current.history.values()})
     missed = _missed(current, to_the_end=is_whole or ended)
     if is_whole and new:
         raise Deviation(f'{run.job_id}: today\'s code comes to step "{new[0]}", which the run did not have.')

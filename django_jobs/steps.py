@@ -15,7 +15,7 @@ from uuid import UUID
 from . import branches, clock, endings, events, perform, registry, waiting
 from .backoff import as_backoff
 from .exceptions import NonRetriableError
-from .models import Event, Step, StepKind
+from .models import Event, Step, StepKind, StepStatus
 from .passes import Branch, Pass
 from .perform import Doing, Outcome, Policy, Work
 from .waiting import LONGEST, Wanted
@@ -160,8 +160,7 @@ class Steps:
         first error. Branches are known by their place, so add new ones at the end while runs are open.
         """
         _check_limit(limit)
-        forked = branches.fork(self._pass, len(thunks))
-        return self._side_by_side(forked, thunks, limit)
+        return self._side_by_side(self._pass.fork(len(thunks)), thunks, limit)
 
     def map(
         self,
@@ -190,9 +189,9 @@ class Steps:
         thunks = [
             partial(self._one, step, partial(fn, item)) for step, item in zip(steps, items, strict=True)
         ]
-        here = self._pass.branch
-        mine = [Branch(tag=here.tag, used=here.used, is_async=here.is_async) for _ in thunks]
-        return self._side_by_side(mine, thunks, limit)
+        if not any(step.status == StepStatus.WAITING for step in steps):
+            limit = 1  # Nothing but a replay: that needs no threads.
+        return self._side_by_side([self._pass.branch.item() for _ in thunks], thunks, limit)
 
     # How it is done. A job that awaits overrides no more than the last two (see ``awaited``).
 
@@ -200,11 +199,14 @@ class Steps:
         return self._one(self._pass.visit(name, kind), call)
 
     def _one(self, step: Step, call: Callable[[], Any]) -> Any:
-        return self._do(step, perform.perform(self._pass, step, call, self._policy))
+        return self._begin(step, perform.perform(self._pass, step, call, self._policy))
 
     def _wait(self, tool: Callable[..., Doing], name: str, kind: StepKind, *arguments: Any) -> Any:
         step = self._pass.visit(name, kind)
-        return self._do(step, tool(self._pass, step, *arguments))
+        return self._begin(step, tool(self._pass, step, *arguments))
+
+    def _begin(self, step: Step, doing: Doing) -> Any:
+        return self._do(step, perform.guarded(self._pass, step, doing))
 
     def _listen(
         self, name: str, names: Sequence[str], match: Any, where: Any, timeout: Any, since: Any, *, each: bool
@@ -241,12 +243,13 @@ def _call_of(name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     return partial(fn, *args, **kwargs)
 
 
-def drive(doing: Doing) -> Any:
+def drive(doing: Doing, call: Callable[[Work], Outcome] | None = None) -> Any:
     """Do a step in this thread: call what it wants called, until it has what it returns."""
+    call = call or outcome
     try:
         work = next(doing)
         while True:
-            work = doing.send(outcome(work))
+            work = doing.send(call(work))
     except StopIteration as ended:
         return ended.value
 

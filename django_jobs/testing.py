@@ -16,6 +16,7 @@ from traceback import walk_stack
 from typing import Any, cast
 from unittest import TestCase
 
+from asgiref.sync import sync_to_async
 from django.db import connections, router
 from django.db.models import Min
 
@@ -141,6 +142,18 @@ class Jobs:
         self._now = until
         self._work()
 
+    async def arun(self, job: registry.Job | str, data: dict | None = None) -> Run:
+        """Await ``run`` in an async test."""
+        return await sync_to_async(self.run)(job, data)
+
+    async def adrain(self) -> int:
+        """Await ``drain`` in an async test."""
+        return await sync_to_async(self.drain)()
+
+    async def aadvance(self, by: timedelta) -> None:
+        """Await ``advance`` in an async test."""
+        await sync_to_async(self.advance)(by)
+
     def emitted(self, name: str | None = None) -> list[Event]:
         """List the events recorded, oldest first; those of one name, or all but the engine's own."""
         events = Event.objects.filter(edited_from=None).order_by("received_at", "id")
@@ -216,8 +229,7 @@ class Jobs:
         def die(moment: str) -> None:
             nonlocal seen
             seen += 1
-            if seen > nth:
-                passes.boundary = _nothing
+            if seen > nth:  # From then on: what else the worker has in hand dies with it.
                 raise passes.Died(moment)
 
         passes.boundary = die

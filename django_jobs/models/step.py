@@ -70,7 +70,7 @@ class StepQuerySet(models.QuerySet["Step"]):
         Copy what the run ``source`` remembers from before one of its steps to the run ``target``.
 
         In the order it was made, in one statement however many there are. A step that still waited when
-        the run ended is none: it works again. Unique index on (run, name).
+        the run ended is none: it works again. Nor is one that was done about a failure. Unique index on (run, name).
         """
         connection = connections[self.db]
         q = connection.ops.quote_name
@@ -79,9 +79,10 @@ class StepQuerySet(models.QuerySet["Step"]):
         table = q(Step._meta.db_table)
         statement = (
             f"INSERT INTO {table} ({q('run_id')}, {columns}) SELECT %s, {columns} FROM {table}"  # noqa: S608 (names only)
-            f" WHERE {q('run_id')} = %s AND {q('id')} < %s AND {q('status')} <> %s ORDER BY {q('id')}"
+            f" WHERE {q('run_id')} = %s AND {q('id')} < %s AND {q('status')} <> %s"
+            f" AND NOT ({q('place')} LIKE %s) ORDER BY {q('id')}"
         )
-        parameters = [target, source, before, StepStatus.WAITING.value]
+        parameters = [target, source, before, StepStatus.WAITING.value, f"{FAILURE}%"]
         with connection.cursor() as cursor:
             cursor.execute(statement, [adapt(connection, value) for value in parameters])
             return cursor.rowcount

@@ -17,7 +17,7 @@ PACKAGE = Path(django_jobs.__file__).parent
 ORDER = """
     conf clock exceptions payloads signals backoff triggers endings flags policies registry
     models
-    wakeup outage scribe runlog events history passes gates seats admission perform overdue waiting branches steps
+    wakeup outage scribe runlog events history passes gates seats admission perform overdue waiting branches steps desk
     awaited cancelling executor routing verbs pauses operations retention services
     housekeeping scheduler broker channel pusher worker cluster
     checks health console rehearsal testing pytest_plugin tasks endpoint urls admin management apps
