@@ -109,9 +109,10 @@ def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool])
         event=history.event,
         history=history.steps,
         delivered=history.delivered,
+        listening=history.listening,
         stopping=stopping,
         deadline=_deadline(run, job),
-        consumed=consumed(history.steps.values()),
+        consumed=consumed(run, history.steps.values()),
     )
 
 
@@ -151,8 +152,15 @@ def _too_late(current: Pass) -> str | None:
 
 
 def _cancel(current: Pass, reason: str) -> None:
-    _finish(current.run, current.using, lambda: current.held.cancel(reason))
-    cancelling.cascade([current.run.pk], current.using)
+    """End the run as cancelled and its children with it, all of them or none."""
+
+    def cancel() -> int:
+        with transaction.atomic(using=current.using):
+            if moved := current.held.cancel(reason):
+                cancelling.cascade([current.run.pk], current.using)
+        return moved
+
+    _finish(current.run, current.using, cancel)
 
 
 def _crashed(run: Run) -> dict[str, str]:

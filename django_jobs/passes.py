@@ -110,6 +110,8 @@ class Pass:
     history: dict[str, Step] = field(default_factory=dict)
     #: The events put before its waiting steps, by the step.
     delivered: dict[int, list[Event]] = field(default_factory=dict)
+    #: From when on its waiting steps, and under None the run itself, listen for events.
+    listening: dict[int | None, datetime] = field(default_factory=dict)
     stopping: Callable[[], bool] = bool
     #: Failed tries of the code between steps since the last checkpoint.
     attempt: int = 0
@@ -121,12 +123,15 @@ class Pass:
     failure: dict | None = None
     #: When the run has taken too long, by its ``timeouts.finish``.
     deadline: datetime | None = None
-    #: The events that its waits have taken, each once.
+    #: The events that its waits have taken, each once, and the one that started it.
     consumed: set[UUID] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.attempt = self.run.attempt
+        self.run.listening = self.listening
+        #: The last pass was cut off: nobody knows how far it came after its last write.
+        self.is_takeover = self.run.crashes > 0
         # A step that waits counts too: what comes before it was done, and logged, in an earlier pass.
         self.newest = max(self.history.values(), key=lambda step: step.pk).identity if self.history else None
         self.replaying = bool(self.history)

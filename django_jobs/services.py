@@ -17,7 +17,7 @@ from django.db.models.query import QuerySet
 from . import clock, flags, registry, signals, wakeup
 from .conf import conf
 from .exceptions import InvalidVerb
-from .models import Attempt, Event, Job, Run, Step
+from .models import Attempt, Delivery, Event, Job, Listener, Run, Step
 
 #: Rows of one DELETE while pruning, so that no statement holds its locks for long.
 BATCH = 500
@@ -142,21 +142,24 @@ def prune(before: datetime | None = None) -> dict[str, int]:
     Delete finished runs, and events no run refers to, that ended or came before ``before``.
 
     By default that is ``RETENTION_DAYS`` ago; None there keeps everything. Works in batches, never
-    touches an open run or its event, and may be stopped and repeated. Returns the counts.
+    touches an open run or its event, nor what one still waits for: the run it invoked, an event that was put
+    before it or is still to be. May be stopped and repeated. Returns the counts.
     """
     if before is None:
         if conf.RETENTION_DAYS is None:
             return {"runs": 0, "events": 0}
         before = clock.now() - timedelta(days=conf.RETENTION_DAYS)
     using = router.db_for_write(Run)
-    old_runs = Run.objects.using(using).filter(finished_at__lt=before).order_by("finished_at")
-    unused = ~Exists(Run.objects.using(using).filter(event=OuterRef("pk")))
-    old_events = Event.objects.using(using).filter(unused, received_at__lt=before).order_by("received_at")
+    runs, events = Run.objects.using(using), Event.objects.using(using)
+    awaited = Exists(runs.filter(pk=OuterRef("parent"), finished_at=None))
+    old_runs = runs.filter(~awaited, finished_at__lt=before).order_by("finished_at")
+    unused = ~Exists(runs.filter(event=OuterRef("pk")))
+    unused &= ~Exists(Delivery.objects.using(using).filter(event=OuterRef("pk")))
+    old_events = events.filter(unused, received_at__lt=before, unrouted=None).order_by("received_at")
     return {
         "runs": sum(_delete_runs(batch, using) for batch in _batches(old_runs)),
         "events": sum(
-            Event.objects.using(using).filter(unused, pk__in=batch)._raw_delete(using)
-            for batch in _batches(old_events)
+            events.filter(unused, pk__in=batch)._raw_delete(using) for batch in _batches(old_events)
         ),
     }
 
@@ -177,5 +180,7 @@ def _delete_runs(keys: list[UUID], using: str) -> int:
         runs.filter(parent__in=keys).update(parent=None)
         runs.filter(replay_of__in=keys).update(replay_of=None)
         Attempt.objects.using(using).filter(run__in=keys)._raw_delete(using)
+        Listener.objects.using(using).filter(run__in=keys)._raw_delete(using)
+        Delivery.objects.using(using).filter(step__run__in=keys).delete()
         Step.objects.using(using).filter(run__in=keys)._raw_delete(using)
         return runs.filter(pk__in=keys)._raw_delete(using)

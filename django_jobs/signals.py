@@ -120,6 +120,10 @@ def log_never_cancelled(run: Any, cancel_on: str, why: str) -> None:
     logger.warning("%s: %s cancels no run %s: %s", run.job_id, cancel_on, run.pk, why, **_about(run))
 
 
+def log_unreadable(event: Any, error: Exception) -> None:
+    logger.error("event %s cannot be read, so nobody who waits for it is told: %s", event, error)
+
+
 def log_on_failure_failed(run: Any, error: dict) -> None:
     message = "%s: its on_failure failed: %s: %s (run %s)"
     logger.error(message, run.job_id, error["type"], error["message"], run.pk, **_about(run))

@@ -6,7 +6,7 @@ went; a worker's move also asks for the lease, so that a worker that lost its ru
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -114,10 +114,10 @@ class RunQuerySet(models.QuerySet["Run"]):
             return runs.update(status=to, lease=None, finished_at=None, **changes)
         changes |= {"wake_at": None, "finished_at": clock.now()}
         with transaction.atomic(using=self.db):
-            parents = list(runs.exclude(parent=None).values_list("parent", flat=True))
+            parents = dict(runs.values_list("pk", "parent"))
+            _wake_parents(parents.values(), self.db)
             moved = runs.update(status=to, lease=None, **changes)
-            if moved and parents:
-                self.model.objects.using(self.db).filter(pk__in=parents).nudge()
+            _forget_listeners(parents, self.db)
         return moved
 
     def nudge(self) -> int:
@@ -128,6 +128,18 @@ class RunQuerySet(models.QuerySet["Run"]):
         """
         wake_at = Case(When(status=RunStatus.SLEEPING, then=Value(clock.now())), default=F("wake_at"))
         return self.filter(status__in=OPEN).update(nudged=True, wake_at=wake_at)
+
+
+def _wake_parents(parents: Iterable[UUID | None], using: str) -> None:
+    """Nudge the parents of runs that end: before their end, since all lock a parent before its child."""
+    if known := [pk for pk in parents if pk]:
+        Run.objects.using(using).filter(pk__in=known).nudge()
+
+
+def _forget_listeners(runs: Iterable[UUID], using: str) -> None:
+    """Remove what runs that have ended listened for. Index: the listeners' run."""
+    listeners = Run._meta.get_field("listeners").related_model._base_manager.using(using)
+    listeners.filter(run__in=list(runs), run__finished_at__isnull=False)._raw_delete(using)
 
 
 class UnlessNudged(NamedTuple):
@@ -192,12 +204,14 @@ class Held:
         if to not in FINAL:
             return self._write(status=to.value, lease=None, **changes)
         changes |= {"wake_at": None, "finished_at": clock.now()}
-        if not self.run.parent_id:
+        listens = self.run.listening is None or bool(self.run.listening)
+        if not (self.run.parent_id or listens):
             return self._write(status=to.value, lease=None, **changes)
         with transaction.atomic(using=self.using):
+            _wake_parents([self.run.parent_id], self.using)
             moved = self._write(status=to.value, lease=None, **changes)
-            if moved:
-                Run.objects.using(self.using).filter(pk=self.run.parent_id).nudge()
+            if listens:
+                _forget_listeners([self.run.pk], self.using)
         return moved
 
     def _write(self, **changes: Any) -> int:
@@ -265,6 +279,9 @@ class Run(models.Model):
         db_index=False,
         verbose_name=_("replay of"),
     )
+
+    #: From when on its worker knows it to listen for events, by the step; None while nobody has looked.
+    listening: dict[int | None, datetime] | None = None
 
     objects = RunQuerySet.as_manager()
 

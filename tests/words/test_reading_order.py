@@ -15,9 +15,9 @@ import django_jobs
 PACKAGE = Path(django_jobs.__file__).parent
 
 ORDER = """
-    conf clock exceptions payloads signals backoff triggers endings flags policies registry
+    conf clock exceptions payloads signals backoff triggers matching endings flags policies registry
     models
-    wakeup outage admission events history passes perform waiting branches steps awaited cancelling executor
+    wakeup outage admission events history passes perform wanted waiting branches steps awaited cancelling executor
     routing services
     scheduler broker channel pusher worker cluster
     checks health console testing pytest_plugin tasks endpoint urls admin management apps
