@@ -153,14 +153,13 @@ def prune(before: datetime | None = None) -> dict[str, int]:
     runs, events = Run.objects.using(using), Event.objects.using(using)
     awaited = Exists(runs.filter(pk=OuterRef("parent"), finished_at=None))
     old_runs = runs.filter(~awaited, finished_at__lt=before).order_by("finished_at")
-    unused = ~Exists(runs.filter(event=OuterRef("pk")))
-    unused &= ~Exists(Delivery.objects.using(using).filter(event=OuterRef("pk")))
-    old_events = events.filter(unused, received_at__lt=before, unrouted=None).order_by("received_at")
+    used = Exists(runs.filter(event=OuterRef("pk")))
+    put_before = Exists(Delivery.objects.using(using).filter(event=OuterRef("pk")))
+    events = events.filter(~used, ~put_before)
+    old_events = events.filter(received_at__lt=before, unrouted=None).order_by("received_at")
     return {
         "runs": sum(_delete_runs(batch, using) for batch in _batches(old_runs)),
-        "events": sum(
-            events.filter(unused, pk__in=batch)._raw_delete(using) for batch in _batches(old_events)
-        ),
+        "events": sum(events.filter(pk__in=batch)._raw_delete(using) for batch in _batches(old_events)),
     }
 
 
@@ -181,6 +180,6 @@ def _delete_runs(keys: list[UUID], using: str) -> int:
         runs.filter(replay_of__in=keys).update(replay_of=None)
         Attempt.objects.using(using).filter(run__in=keys)._raw_delete(using)
         Listener.objects.using(using).filter(run__in=keys)._raw_delete(using)
-        Delivery.objects.using(using).filter(step__run__in=keys).delete()
+        Delivery.objects.using(using).filter(step__run__in=keys)._raw_delete(using)
         Step.objects.using(using).filter(run__in=keys)._raw_delete(using)
         return runs.filter(pk__in=keys)._raw_delete(using)

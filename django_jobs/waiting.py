@@ -57,8 +57,8 @@ def _park(current: Pass, step: Step) -> Parked:
 
 # Events.
 
-#: An event that a wait's listeners may have missed was received at most so long after the wait began.
-A_WHILE = timedelta(minutes=1)
+#: An event that was routed before a wait listened was received at most so long after the wait began.
+A_WHILE = timedelta(seconds=10)
 
 
 def wait(current: Pass, step: Step, wanted: Wanted, timeout: timedelta) -> Doing:
