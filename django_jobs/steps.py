@@ -149,6 +149,8 @@ class Steps:
         and ``message``. A child that is too late goes on. Cancelling the parent cancels it.
         """
         _check_span(timeout, f'step "{name}": timeout')
+        if not isinstance(job, registry.Job | str):
+            raise NonRetriableError(f'Step "{name}": what it invokes is a job or the id of one, not {job!r}.')
         return self._wait(waiting.invoke, name, StepKind.INVOKE, job, data, timeout)
 
     def parallel(self, *thunks: Callable[[], Any], limit: int = LIMIT) -> list[Any]:
