@@ -42,7 +42,8 @@ def _wanted(current: Pass) -> Iterator[tuple[Wanted, datetime | None]]:
         try:
             values = matching.sought(one.match, current.event.data if current.event else None)
         except LookupError as error:
-            signals.log_never_cancelled(current.run, str(one), str(error.args[0]))
+            if current.run.passes == 1:
+                signals.log_never_cancelled(current.run, str(one), str(error.args[0]))
             continue
         yield Wanted((one.event,), values, current.run.queued_at), _until(one, current.run)
 
