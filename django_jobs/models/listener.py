@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connections, models
+from django.db.models.expressions import RawSQL
 from django.utils.translation import gettext_lazy as _
 
-from .. import clock
 from .event import Event
 from .fields import NameField
 from .run import Run
 from .sql import adapt, as_uuid, placeholder
 from .step import Step
+
+#: Runs that are woken in one statement where that takes a list of them; longer ones MariaDB makes a table of.
+BATCH = 900
 
 
 class Call(NamedTuple):
@@ -34,30 +37,26 @@ class ListenerQuerySet(models.QuerySet["Listener"]):
 
     def wake(self, calls: Sequence[Call]) -> int:
         """Have the runs whose steps wait for one of these look again; see ``RunQuerySet.nudge``."""
-        run = self._table(Run)
-        called, parameters = self._called(calls)
+        runs, (called, parameters) = Run.objects.using(self.db), self._called(calls)
         woken = f"SELECT DISTINCT run_id {called} AND step_id IS NOT NULL"
-        update = "SET nudged = TRUE, wake_at = CASE WHEN status = 'sleeping' THEN %s ELSE wake_at END WHERE"
-        is_open = "status IN ('queued', 'running', 'sleeping')"
-        if connections[self.db].vendor == "mysql":
-            # MariaDB would ask the subquery of an UPDATE once for each run there is; a join begins with it.
-            statement = f"UPDATE {run} JOIN ({woken}) woken ON run_id = id {update} {is_open}"
-            parameters = [*parameters, clock.now()]
-        else:
-            statement = f"UPDATE {run} {update} id IN ({woken}) AND {is_open}"
-            parameters = [clock.now(), *parameters]
-        return self._execute(statement, parameters)
+        if connections[self.db].vendor != "mysql":
+            return runs.filter(pk__in=RawSQL(woken, self._adapted(parameters))).nudge()  # noqa: S611 (names only)
+        # MariaDB would ask that once for each run there is, and lock the listeners too.
+        ids = [as_uuid(row[0]) for row in self._rows(woken, parameters)]
+        return sum(runs.filter(pk__in=ids[at : at + BATCH]).nudge() for at in range(0, len(ids), BATCH))
 
     def deliver(self, calls: Sequence[Call]) -> int:
         """Put the events before the steps that wait for them; one that lies there already is passed over."""
         is_mysql = connections[self.db].vendor == "mysql"
         ignore, conflict = ("IGNORE ", "") if is_mysql else ("", " ON CONFLICT DO NOTHING")
         called, parameters = self._called(calls)
-        return self._execute(
+        statement = (
             f"INSERT {ignore}INTO {self._table(Delivery)} (step_id, event_id)"
-            f" SELECT DISTINCT step_id, called.event_id {called} AND step_id IS NOT NULL{conflict}",
-            parameters,
+            f" SELECT DISTINCT step_id, called.event_id {called} AND step_id IS NOT NULL{conflict}"
         )
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(statement, self._adapted(parameters))
+            return cursor.rowcount
 
     def cancelled_by(self, calls: Sequence[Call]) -> list[tuple[UUID, UUID]]:
         """Return the open runs that these events cancel, each with its event; a run's own does not count."""
@@ -67,10 +66,7 @@ class ListenerQuerySet(models.QuerySet["Listener"]):
             f"SELECT run_id, {run}.event_id, called.event_id {called}"
             f" AND step_id IS NULL AND {run}.finished_at IS NULL"
         )
-        connection = connections[self.db]
-        with connection.cursor() as cursor:
-            cursor.execute(statement, [adapt(connection, value) for value in parameters])
-            rows = [[one and as_uuid(one) for one in row] for row in cursor.fetchall()]
+        rows = [[one and as_uuid(one) for one in row] for row in self._rows(statement, parameters)]
         return [(run_id, event) for run_id, started_by, event in rows if event != started_by]
 
     def _called(self, calls: Sequence[Call], *, join: str = "") -> tuple[str, list[Any]]:
@@ -90,11 +86,13 @@ class ListenerQuerySet(models.QuerySet["Listener"]):
     def _table(self, model: type[models.Model]) -> str:
         return connections[self.db].ops.quote_name(model._meta.db_table)
 
-    def _execute(self, statement: str, parameters: list[Any]) -> int:
-        connection = connections[self.db]
-        with connection.cursor() as cursor:
-            cursor.execute(statement, [adapt(connection, value) for value in parameters])
-            return cursor.rowcount
+    def _rows(self, statement: str, parameters: list[Any]) -> Sequence[Any]:
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(statement, self._adapted(parameters))
+            return cursor.fetchall()
+
+    def _adapted(self, parameters: list[Any]) -> list[Any]:
+        return [adapt(connections[self.db], value) for value in parameters]
 
 
 class Listener(models.Model):

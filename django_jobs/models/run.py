@@ -207,7 +207,7 @@ class Held:
         listens = self.run.listening is None or bool(self.run.listening)
         if not (self.run.parent_id or listens):
             return self._write(status=to.value, lease=None, **changes)
-        with transaction.atomic(using=self.using):
+        with transaction.atomic(using=self.using, savepoint=False):
             _wake_parents([self.run.parent_id], self.using)
             moved = self._write(status=to.value, lease=None, **changes)
             if listens:
