@@ -3,8 +3,9 @@
 import os
 import signal
 import time
+from datetime import timedelta
 
-from django_jobs import cron, job
+from django_jobs import cron, job, on
 
 from .models import Effect
 
@@ -60,8 +61,6 @@ def pick_up(ctx):
 
 @job("lab-nap")
 def nap(ctx):
-    from datetime import timedelta
-
     ctx.step.sleep("nap", timedelta(seconds=ctx.event.data["seconds"]))
     return ctx.step.run("woke", effect, ctx, "woke")
 
@@ -111,3 +110,12 @@ def deaf(ctx):
         time.sleep(ctx.event.data["seconds"])
 
     ctx.step.run("work", work)
+
+
+@job("lab-asks", on("lab/asked"))
+def asks(ctx):
+    """Do something for a while, and then wait for the one answer that is meant for it."""
+    ctx.step.sleep("a-moment", timedelta(seconds=ctx.event.data["pause"]))
+    answer = ctx.step.wait_for_event("answer", "lab/answered", match="n", timeout=timedelta(minutes=10))
+    ctx.step.atomic("note", effect, ctx, "answered")
+    return {"n": answer.data["n"], "event": answer.pk}
