@@ -5,17 +5,22 @@ A run listens for such events from its first pass on. What came before, since it
 nothing is missed, and emission writes nothing for it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import cast
 from uuid import UUID
 
-from . import clock, endings, registry, signals
+from django.db import transaction
+
+from . import clock, matching, registry, signals
 from .endings import CancelOn
 from .models import Event, Listener, Run
-from .models.listener import digest
 from .outage import outlast
 from .passes import Pass
+from .wanted import Wanted
+
+#: Runs cancelled in one statement.
+BATCH = 500
 
 
 def deadline(run: Run, job: registry.Job) -> datetime | None:
@@ -51,63 +56,42 @@ def _due(current: Pass) -> datetime:
 
 def look(current: Pass) -> str | None:
     """Listen for what cancels the run, and return the reason if that has been received already."""
-    if not current.job.cancel_on or current.history:
+    run, listens = current.run, None in current.listening
+    if not current.job.cancel_on or (listens and current.history and not current.is_takeover):
         return None
-    listeners = list(_listeners(current))
-    outlast(current.using, lambda: _listen(current, listeners))
-    return outlast(current.using, lambda: _look_back(current, listeners))
-
-
-def _listeners(current: Pass) -> Iterable[Listener]:
-    run, data = current.run, current.event.data if current.event else None
-    for one in current.job.cancel_on:
-        try:
-            wanted = endings.matching(one.match, data)
-        except LookupError as error:
-            signals.log_never_cancelled(run, str(one), str(error.args[0]))
-            continue
-        path = endings.paths(wanted)
-        yield Listener(
-            run_id=run.pk,
-            event_name=one.event,
-            path=path,
-            digest=digest(one.event, path, endings.values(path, data or {}) or "[]"),
-            since=run.queued_at,
-            until=_until(one),
-        )
-
-
-def _until(one: CancelOn) -> datetime | None:
-    return clock.now() + one.timeout if one.timeout else None
-
-
-def _listen(current: Pass, listeners: list[Listener]) -> None:
-    mine = Listener.objects.using(current.using)
-    with current.fence():
-        # A pass that died before its first checkpoint has left its own here.
-        if not mine.filter(run=current.run.pk, step=None).exists():
-            for one in listeners:
-                one.pk = None
-            mine.bulk_create(listeners)
-
-
-def _look_back(current: Pass, listeners: list[Listener]) -> str | None:
-    """Index: name and received_at."""
-    by_name: dict[str, list[Listener]] = {}
-    for one in listeners:
-        by_name.setdefault(one.event_name, []).append(one)
-    events = Event.objects.using(current.using).filter(
-        edited_from=None, name__in=by_name, received_at__gte=current.run.queued_at
-    )
-    for event in events.exclude(pk=cast(UUID, current.run.event_id)).order_by("received_at", "id").iterator():
-        if any(is_meant(one, event) for one in by_name[event.name]):
-            return reason(event)
+    wanted = list(_wanted(current))
+    if wanted and not listens:
+        outlast(current.using, lambda: _listen(current, wanted))
+    for one, until in wanted:
+        for event in one.look_back(current.using, until):
+            if event.pk != run.event_id and one.fits(event, until):
+                return reason(event)
     return None
 
 
-def is_meant(listener: Listener, event: Event) -> bool:
-    text = endings.values(listener.path, event.data)
-    return text is not None and digest(event.name, listener.path, text) == listener.digest
+def _wanted(current: Pass) -> Iterator[tuple[Wanted, datetime | None]]:
+    for one in current.job.cancel_on:
+        try:
+            values = matching.sought(one.match, current.event.data if current.event else None)
+        except LookupError as error:
+            if current.run.passes == 1:
+                signals.log_never_cancelled(current.run, str(one), str(error.args[0]))
+            continue
+        yield Wanted((one.event,), values, current.run.queued_at), _until(one, current.run)
+
+
+def _until(one: CancelOn, run: Run) -> datetime | None:
+    return (run.started_at or clock.now()) + one.timeout if one.timeout else None
+
+
+def _listen(current: Pass, wanted: Iterable[tuple[Wanted, datetime | None]]) -> None:
+    listeners = [new for one, until in wanted for new in one.listeners(current.run, None, until)]
+    mine = Listener.objects.using(current.using)
+    with current.fence():
+        # A try whose answer got lost has left its own here.
+        if not mine.filter(run=current.run.pk, step=None).exists():
+            mine.bulk_create(listeners)
+    current.listening[None] = current.run.queued_at
 
 
 def reason(event: Event) -> str:
@@ -117,17 +101,26 @@ def reason(event: Event) -> str:
 
 def cascade(runs: Iterable[UUID], using: str) -> None:
     """Cancel the open children of ``runs``, and theirs. Index: ``django_jobs_run_parent``."""
-    parents = list(runs)
-    while parents:
-        children = Run.objects.using(using).filter(parent__in=parents, finished_at=None)
-        ids = list(children.values_list("pk", flat=True))
-        end(ids, "The run that started it was cancelled.", using)
-        parents = ids
+    children = Run.objects.using(using).filter(parent__in=list(runs), finished_at=None)
+    end(children.values_list("pk", flat=True), "The run that started it was cancelled.", using)
 
 
 def end(runs: Iterable[UUID], reason: str, using: str) -> None:
-    """Cancel those of ``runs`` that are open, and tell the world."""
-    for pk in runs:
-        if Run.objects.using(using).filter(pk=pk).cancel(reason) and signals.run_finished.has_listeners(Run):
-            run = Run.objects.using(using).get(pk=pk)
+    """Cancel those of ``runs`` that are open, and their children, all of them or none; tell the world."""
+    ids = list(runs)
+    with transaction.atomic(using=using):
+        for at in range(0, len(ids), BATCH):
+            _end(ids[at : at + BATCH], reason, using)
+
+
+def _end(ids: list[UUID], reason: str, using: str) -> None:
+    runs = Run.objects.using(using).filter(pk__in=ids, finished_at=None)
+    # Locked, so that these are those that are cancelled.
+    ids = list(runs.order_by("pk").select_for_update().values_list("pk", flat=True))
+    if not ids:
+        return
+    Run.objects.using(using).filter(pk__in=ids).cancel(reason)
+    if signals.run_finished.has_listeners(Run):
+        for run in Run.objects.using(using).filter(pk__in=ids):
             signals.announce(signals.run_finished, Run, using=using, run=run)
+    cascade(ids, using)

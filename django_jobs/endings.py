@@ -1,15 +1,12 @@
 """What ends a run from outside: an event that cancels it, and how long it may take."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from . import payloads
-from .exceptions import InvalidJob
-from .triggers import check_event_name
-
-MISSING = object()
+from . import matching
+from .exceptions import InvalidEvent, InvalidJob
+from .triggers import check_awaited
 
 
 @dataclass(frozen=True)
@@ -22,13 +19,17 @@ class CancelOn:
 
     def __post_init__(self) -> None:
         try:
-            check_event_name(self.event)
-        except Exception as error:
+            check_awaited(self.event)
+        except InvalidEvent as error:
             raise InvalidJob(f"cancel_on: {error}") from error
-        if self.match is not None and (not isinstance(self.match, str) or not self.match):
+        if self.match is not None and not isinstance(self.match, str):
             raise InvalidJob(
                 f"{self}: match is a dotted path into the data of both events, not {self.match!r}."
             )
+        try:
+            matching.check(self.match)
+        except ValueError as error:
+            raise InvalidJob(f"{self}: {error}") from error
         check_span(self.timeout, f"{self}: timeout")
 
     def __str__(self) -> str:
@@ -66,41 +67,3 @@ class Timeouts:
 def check_span(span: Any, where: str) -> None:
     if span is not None and not (isinstance(span, timedelta) and span > timedelta(0)):
         raise InvalidJob(f"{where} is a timedelta above zero or None, not {span!r}.")
-
-
-def matching(match: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """
-    Return what an event must hold, by path: with the values of ``data`` where ``match`` is only a path.
-
-    Raises ``LookupError`` naming a path that ``data`` does not have.
-    """
-    if match is None:
-        return {}
-    if isinstance(match, Mapping):
-        return dict(sorted(match.items()))
-    value = at(match, data or {})
-    if value is MISSING:
-        raise LookupError(f'the event that started the run has no "{match}" in its data')
-    return {match: value}
-
-
-def at(path: str, data: Any) -> Any:
-    """Return what stands at a dotted path of ``data``, or ``MISSING``."""
-    for part in path.split("."):
-        if not isinstance(data, Mapping) or part not in data:
-            return MISSING
-        data = data[part]
-    return data
-
-
-def paths(wanted: Mapping[str, Any]) -> str:
-    """Return the paths of ``wanted`` as one text, from which ``values`` reads what an event has there."""
-    return " ".join(wanted)
-
-
-def values(path: str, data: Mapping[str, Any]) -> str | None:
-    """Return what ``data`` holds at each path of ``paths``, as one text; None when one is missing."""
-    found = [at(part, data) for part in path.split()]
-    if any(value is MISSING for value in found):
-        return None
-    return payloads.dumps(found, where="the values to match")

@@ -105,9 +105,10 @@ def _open(run: Run, job: registry.Job, using: str, stopping: Callable[[], bool])
         event=history.event,
         history=history.steps,
         delivered=history.delivered,
+        listening=history.listening,
         stopping=stopping,
         deadline=cancelling.deadline(run, job),
-        consumed=consumed(history.steps.values()),
+        consumed=consumed(run, history.steps.values()),
     )
 
 

@@ -152,6 +152,8 @@ class Pass:
     history: dict[str, Step] = field(default_factory=dict)
     #: The events put before its waiting steps, by the step.
     delivered: dict[int, list[Event]] = field(default_factory=dict)
+    #: From when on its waiting steps, and under None the run itself, listen for events.
+    listening: dict[int | None, datetime] = field(default_factory=dict)
     stopping: Callable[[], bool] = bool
     #: Failed tries of the code between steps since the last checkpoint.
     attempt: int = 0
@@ -167,12 +169,15 @@ class Pass:
     ended: Interrupt | None = field(init=False)
     #: The identities of the steps it came by.
     visited: set[str] = field(default_factory=set)
-    #: The events that its waits have taken, each once.
+    #: The events that its waits have taken, each once, and the one that started it.
     consumed: set[UUID] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.attempt = self.run.attempt
+        self.run.listening = self.listening
+        #: The last pass was cut off: nobody knows how far it came after its last write.
+        self.is_takeover = self.run.crashes > 0
         #: A pass that died or failed may have got no further than its newest checkpoint.
         self.cut_short = bool(self.run.attempt or self.run.crashes)
         #: How often each name was asked for: those of the steps there are, once.

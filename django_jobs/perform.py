@@ -261,7 +261,7 @@ def persist(current: Pass, step: Step, write: Callable[[], None]) -> None:
         written = Step.objects.using(current.using).filter(run=step.run_id, name=step.name)
         if known or not (current.held.exists() and written.exists()):
             raise
-        step.pk = written.values_list("pk", flat=True).get()
+        step.pk, step.child_id = written.values_list("pk", "child_id").get()
         current.history[step.identity] = step
 
 

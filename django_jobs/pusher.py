@@ -191,9 +191,13 @@ class Pusher:
     def _route(self) -> None:
         """Put a batch of events before those who listen for them; the next one in the next turn."""
         if self.unrouted:
-            count = routing.route()
-            self.unrouted = count == routing.BATCH
-            self.look = self.look or bool(count)
+            self.unrouted = False
+            self._try("put events before those who wait for them", self._route_batch)
+
+    def _route_batch(self) -> None:
+        count = routing.route()
+        self.unrouted = count == routing.BATCH
+        self.look = self.look or bool(count)
 
     # Runs.
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import router, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from . import clock, registry
+from . import clock, registry, routing
 from .conf import conf
 from .models import OPEN, Attempt, Delivery, Event, Job, Lane, Listener, Log, Run, Step
 from .outage import outlast
@@ -50,6 +50,8 @@ def prune_in_batches(before: datetime | None = None, place: Place = START) -> It
     in the order its runs ended (index ``django_jobs_run_age``), then the events in the order they came
     (``django_jobs_event_age``), and looks at no row twice: what has to stay is not in the way.
     """
+    while routing.route():
+        pass  # What an open run waits for is put before it, and so kept.
     using = router.db_for_write(Run)
     limit = _limits(before)
     job_id, after = place
@@ -155,8 +157,8 @@ def _delete_runs(ids: Sequence[UUID], using: str) -> int:
             return 0
         runs.filter(parent__in=ids).update(parent=None)
         runs.filter(replay_of__in=ids).update(replay_of=None)
-        listeners = Listener.objects.using(using).filter(run__in=ids)
-        Delivery.objects.using(using).filter(listener__in=listeners.values("pk"))._raw_delete(using)
+        steps = Step.objects.using(using).filter(run__in=ids)
+        Delivery.objects.using(using).filter(step__in=steps.values("pk"))._raw_delete(using)
         for theirs in (Listener, Attempt, Log, Step):  # Listeners and attempts refer to their steps.
             theirs.objects.using(using).filter(run__in=ids)._raw_delete(using)
         return runs.filter(pk__in=ids)._raw_delete(using)

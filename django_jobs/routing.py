@@ -2,23 +2,24 @@
 Put events before those who listen for them: waiting steps, and runs that an event cancels.
 
 Emission only writes the event, unrouted. A cluster takes up such events in batches, oldest first, and in one
-transaction notes whom each concerns, wakes those runs and marks the events as routed. Die at any statement, and all
-of it is done again; twice does no harm. Each run decides for itself, in its next pass (see ``waiting``).
+transaction wakes the runs that each concerns, puts it before their steps and marks it as routed. Die at any
+statement, and all of it is done again. Each run decides for itself, in its next pass (see ``waiting``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from django.db import connections, router, transaction
-from django.db.models import Q
+from django.db.models import Subquery, TextField
+from django.db.models.functions import Cast
 
-from . import cancelling, endings, wakeup
-from .models import Delivery, Event, Listener, Run
-from .models.listener import digest
-from .models.sql import adapt
+from . import cancelling, matching, payloads, signals, wakeup
+from .models import Event, Listener
+from .models.listener import Call, digest
+from .models.sql import adapt, placeholder
 from .outage import outlast
 
-#: Events of one transaction.
+#: Events of one transaction, and what they call out in one statement.
 BATCH = 200
 
 
@@ -26,43 +27,57 @@ def route() -> int:
     """
     Route a batch of events and return how many there were.
 
-    Five statements when nobody listens for any of them or fewer; else three more for each event that is heard,
-    however many runs wait. Two clusters never take the same event: rows that another has locked are passed over.
+    Three statements when nobody listens for any of these names, five when nobody listens for just these, and three
+    to five more when somebody does, however many. One cluster routes at a time, so that events come in
+    order; another one that tries meanwhile routes none.
     """
     using = router.db_for_write(Event)
-    count, cancelled = outlast(using, lambda: _route(using))
-    cancelling.cascade(cancelled, using)
-    return count
+    return outlast(using, lambda: _route(using))
 
 
-def _route(using: str) -> tuple[int, list[UUID]]:
-    cancelled: list[UUID] = []
+def _route(using: str) -> int:
     with transaction.atomic(using=using):
         events = _unrouted(using)
-        if not events:
-            return 0, cancelled
-        for event, digests in _heard(_digests(events, using), using):
-            _deliver(event, digests, using)
-            cancelled += _cancel(event, digests, using)
-        # Index: the primary key.
-        Event.objects.using(using).filter(pk__in=[event.pk for event in events]).update(unrouted=None)
-    return len(events), cancelled
+        if events:
+            _call_out(_heard(list(_calls(events, using)), using), events, using)
+            # Index: the primary key.
+            Event.objects.using(using).filter(pk__in=[event.pk for event in events]).update(unrouted=None)
+    return len(events)
 
 
-def _unrouted(using: str) -> list[Event]:
-    """Index: ``django_jobs_event_unrouted``."""
+def _unrouted(using: str) -> Sequence[Event]:
+    """
+    Lock the next events and return them, without their data; none if an earlier one is in another's hands.
+
+    Index: ``django_jobs_event_unrouted``.
+    """
     waiting = Event.objects.using(using).filter(unrouted=True).order_by("id")
-    return list(waiting.select_for_update(skip_locked=True)[:BATCH])
+    events = waiting.annotate(oldest=Subquery(waiting.values("pk")[:1])).defer("data")
+    found = list(events.select_for_update(skip_locked=True)[:BATCH])
+    return found if found and found[0].pk == found[0].oldest else ()
 
 
-def _digests(events: Sequence[Event], using: str) -> list[tuple[Event, list[str]]]:
-    """Return each event with the digests of those who might listen for it, by the paths that any do look at."""
-    listened = _paths({event.name for event in events}, using)
-    found = []
+def _calls(events: Sequence[Event], using: str) -> Iterator[Call]:
+    """Say by which digests each event might be listened for: by the paths that anybody looks at."""
+    listened = _paths(sorted({event.name for event in events}), using)
+    data = _data([event.pk for event in events if event.name in listened], using)
     for event in events:
-        texts = ((path, endings.values(path, event.data)) for path in listened.get(event.name, ()))
-        if digests := [digest(event.name, path, text) for path, text in texts if text is not None]:
-            found.append((event, digests))
+        if event.pk not in data:
+            continue
+        for paths in listened[event.name]:
+            if (text := matching.values(paths, data[event.pk])) is not None:
+                yield Call(digest(event.name, paths, text), event.pk, event.received_at)
+
+
+def _data(ids: Sequence[UUID], using: str) -> dict[UUID, dict]:
+    """Read what these events say. One that cannot be read concerns nobody, and must not hold up the others."""
+    found: dict[UUID, dict] = {}
+    events = Event.objects.using(using).filter(pk__in=ids)
+    for pk, text in events.values_list("pk", Cast("data", TextField())) if ids else ():
+        try:
+            found[pk] = payloads.loads(text)
+        except ValueError as error:
+            signals.log_unreadable(pk, error)
     return found
 
 
@@ -77,78 +92,47 @@ SELECT event_name, path FROM pair WHERE path IS NOT NULL
 """
 
 
-def _paths(names: set[str], using: str) -> dict[str, list[str]]:
+def _paths(names: Sequence[str], using: str) -> dict[str, list[str]]:
     """
     Return the paths that listeners of each event look at.
 
     One probe of ``django_jobs_listener_paths`` for each pair there is, however many listen (a loose index scan).
     """
     connection = connections[using]
-    ask = " UNION ALL ".join([f"SELECT {_text(connection)} AS name"] * len(names))
+    name = f"SELECT {placeholder(connection, Listener._meta.get_field('event_name'))} AS name"
     table = connection.ops.quote_name(Listener._meta.db_table)
+    statement = _PATHS.format(table=table, names=" UNION ALL ".join([name] * len(names)))
     found: dict[str, list[str]] = {}
     with connection.cursor() as cursor:
-        cursor.execute(_PATHS.format(table=table, names=ask), [adapt(connection, name) for name in names])
+        cursor.execute(statement, [adapt(connection, name) for name in names])
         for name, path in cursor.fetchall():
             found.setdefault(name, []).append(path)
     return found
 
 
-def _text(connection: object) -> str:
-    kinds = {"mysql": "CAST(%s AS CHAR(255)) COLLATE utf8mb4_nopad_bin"}
-    return kinds.get(connection.vendor, "CAST(%s AS varchar(255))")  # type: ignore[attr-defined]
+def _heard(calls: Sequence[Call], using: str) -> list[Call]:
+    """Leave out the calls that nobody listens for. Index: ``django_jobs_listener_digest``."""
+    there: set[str] = set()
+    for at in range(0, len(calls), 10 * BATCH):
+        asked = {call.digest for call in calls[at : at + 10 * BATCH]}
+        listeners = Listener.objects.using(using).filter(digest__in=asked)
+        there.update(listeners.order_by().values_list("digest", flat=True).distinct())
+    return [call for call in calls if call.digest in there]
 
 
-def _heard(asked: Sequence[tuple[Event, list[str]]], using: str) -> list[tuple[Event, list[str]]]:
-    """Leave out the events that nobody listens for. Index: ``django_jobs_listener_digest``."""
-    wanted = {one for _, digests in asked for one in digests}
-    if not wanted:
-        return []
-    listeners = Listener.objects.using(using).filter(digest__in=wanted)
-    there = set(listeners.order_by().values_list("digest", flat=True).distinct())
-    return [(event, digests) for event, digests in asked if there.intersection(digests)]
+def _call_out(calls: Sequence[Call], events: Sequence[Event], using: str) -> None:
+    """
+    Wake, cancel and deliver.
 
-
-def _deliver(event: Event, digests: Sequence[str], using: str) -> None:
-    """Put ``event`` before the steps that wait for it and wake their runs; an INSERT and an UPDATE for all."""
-    connection = connections[using]
-    q = connection.ops.quote_name
-    delivery, listener = q(Delivery._meta.db_table), q(Listener._meta.db_table)
-    ignore, conflict = ("IGNORE ", "") if connection.vendor == "mysql" else ("", " ON CONFLICT DO NOTHING")
-    mine = (
-        f"FROM {listener} WHERE digest IN ({', '.join(['%s'] * len(digests))})"
-        " AND step_id IS NOT NULL AND since <= %s AND (until IS NULL OR until >= %s)"
-    )
-    parameters = [*digests, *[adapt(connection, event.received_at)] * 2]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT {ignore}INTO {delivery} (listener_id, event_id)"
-            f" SELECT id, CAST(%s AS {_uuid(connection)}) {mine}{conflict}",
-            [adapt(connection, event.pk), *parameters],
-        )
-        if not cursor.rowcount:
-            return
-    waiting = Listener.objects.using(using).filter(deliveries__event=event.pk)
-    if Run.objects.using(using).filter(pk__in=waiting.values("run")).nudge():
+    The runs first, as a worker too locks the run it has before all that is the run's.
+    """
+    listeners = Listener.objects.using(using)
+    batches = [calls[at : at + BATCH] for at in range(0, len(calls), BATCH)]
+    if woken := sum(listeners.wake(batch) for batch in batches):
         wakeup.ring(using)
-
-
-def _uuid(connection: object) -> str:
-    native = connection.features.has_native_uuid_field  # type: ignore[attr-defined]
-    return "uuid" if native else "char(32)"
-
-
-def _cancel(event: Event, digests: Sequence[str], using: str) -> list[UUID]:
-    """Cancel the runs that ``event`` cancels; return them."""
-    listening = Listener.objects.using(using).filter(
-        Q(until=None) | Q(until__gte=event.received_at),
-        digest__in=digests,
-        step=None,
-        since__lte=event.received_at,
-        run__finished_at=None,
-        run__error__isnull=True,  # What is done about a failure is no longer cancelled by an event.
-    )
-    # The event that started a run does not cancel it.
-    ids = list(listening.exclude(run__event=event.pk).values_list("run", flat=True))
-    cancelling.end(ids, cancelling.reason(event), using)
-    return ids
+    cancelled = [pair for batch in batches for pair in listeners.cancelled_by(batch)]
+    for event in events:
+        if runs := [run for run, cancelled_by in cancelled if cancelled_by == event.pk]:
+            cancelling.end(runs, cancelling.reason(event), using)
+    for batch in batches if woken else ():
+        listeners.deliver(batch)

@@ -132,6 +132,10 @@ def log_not_given_up(run: Any, error: Exception) -> None:
     logger.warning(message, run.job_id, str(error).strip(), run.pk, **_about(run))
 
 
+def log_unreadable(event: Any, error: Exception) -> None:
+    logger.error("event %s cannot be read, so nobody who waits for it is told: %s", event, error)
+
+
 def log_on_failure_failed(run: Any, error: dict) -> None:
     message = "%s: its on_failure failed: %s: %s (run %s)"
     logger.error(message, run.job_id, error["type"], error["message"], run.pk, **_about(run))

@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from . import branches, clock, endings, events, perform, registry, waiting
+from . import branches, clock, events, matching, perform, registry, waiting
 from .backoff import as_backoff
-from .exceptions import NonRetriableError
+from .exceptions import InvalidEvent, NonRetriableError
 from .models import Event, Step, StepKind, StepStatus
 from .passes import Branch, Pass
 from .perform import Doing, Outcome, Policy, Work
-from .waiting import LONGEST, Wanted
+from .waiting import LONGEST
+from .wanted import Wanted, check_wait
 
 #: So many branches run at a time when nothing else is said: each has a database connection.
 LIMIT = 8
@@ -149,6 +150,8 @@ class Steps:
         and ``message``. A child that is too late goes on. Cancelling the parent cancels it.
         """
         _check_span(timeout, f'step "{name}": timeout')
+        if not isinstance(job, registry.Job | str):
+            raise NonRetriableError(f'Step "{name}": what it invokes is a job or the id of one, not {job!r}.')
         return self._wait(waiting.invoke, name, StepKind.INVOKE, job, data, timeout)
 
     def parallel(self, *thunks: Callable[[], Any], limit: int = LIMIT) -> list[Any]:
@@ -214,18 +217,14 @@ class Steps:
         _check_span(timeout, f'step "{name}": timeout')
         run, event = self._pass.run, self._pass.event
         try:
-            values = endings.matching(match, event.data if event else None)
+            check_wait(names, match, where, since)
+            values = matching.sought(match, event.data if event else None)
         except LookupError as error:
             raise NonRetriableError(f'Step "{name}": match: {error.args[0]}.') from None
-        wanted = Wanted(
-            names=tuple(dict.fromkeys(names)),
-            values=values,
-            where=where,
-            since=since or run.queued_at,
-            timeout=timeout,
-            each=each,
-        )
-        return self._wait(waiting.wait, name, StepKind.WAIT, wanted)
+        except (InvalidEvent, ValueError) as error:
+            raise NonRetriableError(f'Step "{name}": {error}') from None
+        wanted = Wanted(tuple(dict.fromkeys(names)), values, since or run.queued_at, where, each)
+        return self._wait(waiting.wait, name, StepKind.WAIT, wanted, timeout)
 
     def _do(self, step: Step, doing: Doing) -> Any:
         return drive(doing)

@@ -202,6 +202,13 @@ def check_event_name(name: Any) -> None:
         raise InvalidEvent(f"Event {_short(name)}: {fault}")
 
 
+def check_awaited(name: Any) -> None:
+    """Raise ``InvalidEvent`` if nobody can wait for an event of this name."""
+    check_event_name(name)
+    if name.startswith(RESERVED):
+        raise InvalidEvent(f"Event {_short(name)}: names that start with {RESERVED} are the engine's own.")
+
+
 def spread(jitter: timedelta | None, seed: str) -> timedelta:
     """Return a delay from zero up to, not including, ``jitter``: for one ``seed`` always the same."""
     fraction = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")

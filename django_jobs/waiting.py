@@ -5,21 +5,19 @@ None holds a worker or a thread. What a step waits for is looked at by the run i
 (``routing``) and the end of a child only wake it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from django.db.models.fields.json import KeyTransform
-
-from . import clock, endings, events, passes, payloads, registry
-from .exceptions import InvalidEvent, JobNotFound, JobsError
+from . import clock, events, passes, payloads, registry
+from .exceptions import InvalidEvent, JobNotFound, JobsError, NonRetriableError
 from .models import Delivery, Event, Listener, Run, RunStatus, Step, StepKind, StepStatus
-from .models.listener import digest
 from .outage import outlast
 from .passes import Parked, Pass
 from .perform import Doing, Policy, Try, complete, encode, fail, perform, persist, settled, write
+from .wanted import Wanted
 
 #: No retries: what another run came to, it came to.
 ONCE = Policy(retries=0, backoff=cast(Any, None))
@@ -44,6 +42,13 @@ def sleep(current: Pass, step: Step, until: Callable[[], datetime]) -> Doing:
     current.progressed(step)
 
 
+def _end_of(step: Step, timeout: timedelta) -> datetime:
+    try:
+        return clock.now() + timeout
+    except OverflowError:
+        raise NonRetriableError(f'Step "{step.name}": no calendar goes on for {timeout}.') from None
+
+
 def _park(current: Pass, step: Step) -> Parked:
     parked = Parked(step.name, cast(datetime, step.wake_at), asleep=True)
     current.end(parked)
@@ -52,41 +57,16 @@ def _park(current: Pass, step: Step) -> Parked:
 
 # Events.
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """The events that a step waits for, one of them or one of each, and what must be true of them."""
-
-    names: Sequence[str]
-    #: What their data must hold, by path.
-    values: dict[str, Any]
-    where: Callable[[Event], bool] | None
-    since: datetime
-    timeout: timedelta
-    each: bool = False
-    path: str = field(init=False)
-    text: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", endings.paths(self.values))
-        text = payloads.dumps(list(self.values.values()), where="the values to match")
-        object.__setattr__(self, "text", text)
-
-    def fits(self, event: Event, until: datetime) -> bool:
-        if event.name not in self.names or not self.since <= event.received_at <= until:
-            return False
-        if endings.values(self.path, event.data) != self.text:
-            return False
-        return self.where is None or bool(self.where(event))
+#: An event that was routed before a wait listened was received at most so long after the wait began.
+A_WHILE = timedelta(seconds=10)
 
 
-def wait(current: Pass, step: Step, wanted: Wanted) -> Doing:
+def wait(current: Pass, step: Step, wanted: Wanted, timeout: timedelta) -> Doing:
     """
     Return the first event that is wanted and that no other wait of the run has taken, or None in the end.
 
-    The listeners are committed before the look back. So an event is either seen by that look, or it came
-    later, and a router, which sees all that come, finds the listeners. At the end of the time it looks back once more:
-    an event that came in time counts even if no router has seen it yet.
+    At the end of the time it looks back once more: an event that came in time counts even if no router has
+    seen it yet.
     """
     yield from ()
     if step.status != StepStatus.WAITING:
@@ -94,15 +74,16 @@ def wait(current: Pass, step: Step, wanted: Wanted) -> Doing:
     if step.pk is None and (answer := passes.stand_in(current, step)):
         told = yield from perform(current, step, lambda: _as_told(answer(), wanted), ONCE, is_stood_in=True)
         return _as_events(told, current.using)
-    if step.pk is None:
-        step.wake_at = clock.now() + wanted.timeout
+    is_new = step.pk is None or step.pk not in current.listening
+    if is_new:
+        step.wake_at = step.wake_at or _end_of(step, timeout)
         persist(current, step, lambda: _listen(current, step, wanted))
+        current.listening[step.pk] = wanted.since
+    wanted = replace(wanted, since=current.listening[step.pk])  # It is reckoned once, as a sleep's end is.
     until = cast(datetime, step.wake_at)
-    found = current.delivered.pop(step.pk, None)
-    if found is None or until <= clock.now():
-        found = outlast(current.using, lambda: list(_look_back(current, wanted, until)))
-    taken = _take(current, [event for event in found if wanted.fits(event, until)], wanted)
+    taken = _take(current, wanted, until, lambda: _come(current, step, wanted, is_new=is_new))
     if taken is None and until > clock.now():
+        _pass_over(current, step, wanted)
         raise _park(current, step)
     complete(step, 1)
     text = encode(_as_data(taken, wanted), f'step "{step.name}"')
@@ -114,59 +95,69 @@ def wait(current: Pass, step: Step, wanted: Wanted) -> Doing:
 def _listen(current: Pass, step: Step, wanted: Wanted) -> None:
     passes.boundary(f"before {step.name}")
     with current.fence():
-        step.pk = None  # A try that was rolled back has left an id here.
-        step.save(using=current.using, force_insert=True)
-        Listener.objects.using(current.using).bulk_create(
-            Listener(
-                run_id=current.run.pk,
-                step=step,
-                event_name=name,
-                path=wanted.path,
-                digest=digest(name, wanted.path, wanted.text),
-                since=wanted.since,
-                until=step.wake_at,
-            )
-            for name in wanted.names
-        )
+        if step.identity not in current.history:
+            step.pk = None  # A try that was rolled back has left an id here.
+            step.started_at = clock.now()
+            step.save(using=current.using, force_insert=True)
+        listeners = wanted.listeners(current.run, step, step.wake_at)
+        Listener.objects.using(current.using).bulk_create(listeners, ignore_conflicts=True)
     current.history[step.identity] = step
     passes.boundary(f"after {step.name}")
 
 
-def _look_back(current: Pass, wanted: Wanted, until: datetime) -> Iterable[Event]:
-    """Iterate over the events that may be wanted, oldest first. Index: name and received_at."""
-    found = Event.objects.using(current.using).filter(
-        edited_from=None, name__in=wanted.names, received_at__gte=wanted.since, received_at__lte=until
-    )
-    for number, (path, value) in enumerate(wanted.values.items()):
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            # Spares the transport of those that do not fit; whether one does is decided in Python.
-            found = found.annotate(**{f"value_{number}": _key(path)}).filter(**{f"value_{number}": value})
-    return (
-        found.exclude(pk=cast(UUID, current.run.event_id))
-        .order_by("received_at", "id")
-        .iterator(chunk_size=500)
-    )
+def _come(current: Pass, step: Step, wanted: Wanted, *, is_new: bool) -> Iterator[Event]:
+    """
+    Iterate over the events that have come for ``step``.
+
+    Those delivered are all there are, but for what was routed before the wait listened. A first pass has looked for
+    that; but it may have come to nothing, or to one of several events that are wanted together, which is not kept.
+    """
+    until, delivered = cast(datetime, step.wake_at), current.delivered.get(step.pk, [])
+    everything = is_new or current.is_takeover or until <= clock.now()
+    known = until if everything else min(until, step.started_at + A_WHILE)
+    if not wanted.each:
+        yield from delivered
+    yield from wanted.look_back(current.using, known)
+    if wanted.each:
+        yield from delivered
 
 
-def _key(path: str) -> Any:
-    at: Any = "data"
-    for part in path.split("."):
-        at = KeyTransform(part, at)
-    return at
-
-
-def _take(current: Pass, found: Iterable[Event], wanted: Wanted) -> list[Event] | None:
-    """Choose from the events that fit, and note that they are taken: each is, once in a run."""
-    with current.lock:
-        free = [event for event in found if event.pk not in current.consumed]
-        chosen = (
-            {event.name: event for event in reversed(free)} if wanted.each else {"": free[0]} if free else {}
-        )
-        if not chosen or (wanted.each and len(chosen) < len(wanted.names)):
+def _take(
+    current: Pass, wanted: Wanted, until: datetime, come: Callable[[], Iterator[Event]]
+) -> list[Event] | None:
+    """Choose from the events that come, and note that they are taken: each is, once in a run."""
+    while True:
+        chosen: dict[str, Event] = {}
+        for event in come():
+            place = event.name if wanted.each else ""
+            if place in chosen or event.pk in current.consumed or not wanted.fits(event, until):
+                continue
+            chosen[place] = event
+            if len(chosen) == len(wanted.names) or not wanted.each:
+                break
+        else:
             return None
-        taken = [chosen[name] for name in wanted.names] if wanted.each else list(chosen.values())
-        current.consumed.update(event.pk for event in taken)
-        return taken
+        ids = {event.pk for event in chosen.values()}
+        with current.lock:  # Another branch may just have taken one.
+            if not ids & current.consumed:
+                current.consumed |= ids
+                return [chosen[name] for name in wanted.names] if wanted.each else [*chosen.values()]
+
+
+def _pass_over(current: Pass, step: Step, wanted: Wanted) -> None:
+    """Put away what has been delivered in vain, or each pass would look at all of it again."""
+    vain = current.delivered.get(step.pk, [])
+    if wanted.each:  # The others have still to come.
+        until = cast(datetime, step.wake_at)
+        vain = [event for event in vain if event.pk in current.consumed or not wanted.fits(event, until)]
+    if vain:
+        outlast(current.using, lambda: _put_away(current, step, vain))
+
+
+def _put_away(current: Pass, step: Step, events: list[Event]) -> None:
+    with current.fence():
+        deliveries = Delivery.objects.using(current.using).filter(step=step.pk, event__in=events)
+        deliveries._raw_delete(current.using)
 
 
 def _answer(current: Pass, step: Step, text: str) -> None:
@@ -174,9 +165,9 @@ def _answer(current: Pass, step: Step, text: str) -> None:
     passes.boundary(f"before the answer of {step.name}")
     with current.fence():
         Step.objects.using(current.using).resume(step, current.run.lease, text)
-        listeners = Listener.objects.using(current.using).filter(step=step.pk)
-        Delivery.objects.using(current.using).filter(listener__in=listeners)._raw_delete(current.using)
-        listeners._raw_delete(current.using)
+        Listener.objects.using(current.using).filter(step=step.pk)._raw_delete(current.using)
+        Delivery.objects.using(current.using).filter(step=step.pk)._raw_delete(current.using)
+    current.listening.pop(step.pk, None)
     passes.boundary(f"after the answer of {step.name}")
 
 
@@ -212,10 +203,11 @@ def _as_events(data: Any, using: str) -> Any:
     return event
 
 
-def consumed(steps: Iterable[Step]) -> set[UUID]:
-    """Return the ids of the events that the waits among ``steps`` have taken."""
+def consumed(run: Run, steps: Iterable[Step]) -> set[UUID]:
+    """Return the ids of the events that the waits among ``steps`` have taken, and that of the run's own."""
     answers: list[Any] = [step.output for step in steps if step.kind == StepKind.WAIT and step.output]
-    return {row["id"] for answer in answers for row in (answer if isinstance(answer, list) else [answer])}
+    taken = {row["id"] for answer in answers for row in (answer if isinstance(answer, list) else [answer])}
+    return taken | {run.event_id} if run.event_id else taken
 
 
 # Other runs.
@@ -241,7 +233,7 @@ def invoke(
     started = clock.now()
     try:
         if step.pk is None:
-            step.wake_at = started + timeout
+            step.wake_at = _end_of(step, timeout)
             persist(current, step, lambda: _start_child(current, step, job, data))
             raise _park(current, step)
         text = _output(current, step)
@@ -274,7 +266,7 @@ def _output(current: Pass, step: Step) -> str | None:
     if child is None:
         raise ChildEnded("Pruned", f"Run {step.child_id} is no more; what it came to is not known.")
     if child.status == RunStatus.COMPLETED:
-        return encode(child.output, f'step "{step.name}"')
+        return payloads.dumps(child.output, where=f'step "{step.name}"')
     who = f'Run {child.pk} of "{child.job_id}"'
     if child.status == RunStatus.FAILED:
         error = child.error or {}

@@ -162,10 +162,10 @@ class RunQuerySet(models.QuerySet["Run"]):
             return runs.update(status=to, lease=None, finished_at=None, **changes)
         changes |= {"wake_at": None, "finished_at": clock.now(), "blocked_on": None, "blocked_at": None}
         with transaction.atomic(using=self.db):
-            parents = list(runs.exclude(parent=None).values_list("parent", flat=True))
+            parents = dict(runs.values_list("pk", "parent"))
+            _wake_parents(parents.values(), self.db)
             moved = runs.update(status=to, lease=None, **changes)
-            if moved and parents:
-                self.model.objects.using(self.db).filter(pk__in=parents).nudge()
+            _forget_listeners(parents, self.db)
         return moved
 
     def nudge(self) -> int:
@@ -176,6 +176,18 @@ class RunQuerySet(models.QuerySet["Run"]):
         """
         wake_at = Case(When(status=RunStatus.SLEEPING, then=Value(clock.now())), default=F("wake_at"))
         return self.filter(status__in=OPEN).update(nudged=True, wake_at=wake_at)
+
+
+def _wake_parents(parents: Iterable[UUID | None], using: str) -> None:
+    """Nudge the parents of runs that end: before their end, since all lock a parent before its child."""
+    if known := [pk for pk in parents if pk]:
+        Run.objects.using(using).filter(pk__in=known).nudge()
+
+
+def _forget_listeners(runs: Iterable[UUID], using: str) -> None:
+    """Remove what runs that have ended listened for. Index: the listeners' run."""
+    listeners = Run._meta.get_field("listeners").related_model._base_manager.using(using)
+    listeners.filter(run__in=list(runs), run__finished_at__isnull=False)._raw_delete(using)
 
 
 class UnlessNudged(NamedTuple):
@@ -260,12 +272,14 @@ class Held:
         if to not in FINAL:
             return self._write(status=to.value, lease=None, **changes)
         changes |= {"wake_at": None, "finished_at": clock.now()}
-        if not self.run.parent_id:
+        listens = self.run.listening is None or bool(self.run.listening)
+        if not (self.run.parent_id or listens):
             return self._write(status=to.value, lease=None, **changes)
-        with transaction.atomic(using=self.using):
+        with transaction.atomic(using=self.using, savepoint=False):
+            _wake_parents([self.run.parent_id], self.using)
             moved = self._write(status=to.value, lease=None, **changes)
-            if moved:
-                Run.objects.using(self.using).filter(pk=self.run.parent_id).nudge()
+            if listens:
+                _forget_listeners([self.run.pk], self.using)
         return moved
 
     def _write(self, **changes: Any) -> int:
@@ -352,6 +366,9 @@ class Run(models.Model):
         db_constraint=False,
         verbose_name=_("yielded to"),
     )
+
+    #: From when on its worker knows it to listen for events, by the step; None while nobody has looked.
+    listening: dict[int | None, datetime] | None = None
 
     objects = RunQuerySet.as_manager()
 

@@ -32,3 +32,16 @@ def instant(connection: Any, value: Any) -> datetime | None:
     if value is not None and value.tzinfo is None:
         value = value.replace(tzinfo=connection.timezone)
     return value
+
+
+def as_uuid(value: Any) -> uuid.UUID:
+    """Turn what a hand-written statement returned for an id into one."""
+    return value if isinstance(value, uuid.UUID) else uuid.UUID(value)
+
+
+def placeholder(connection: Any, field: Any) -> str:
+    """Return the placeholder of a value that is compared with the column of ``field`` where no column says its type."""
+    if connection.vendor == "sqlite":
+        return "%s"  # It has no types, and casts a time to a number.
+    collation = field.db_parameters(connection).get("collation") if connection.vendor == "mysql" else None
+    return f"CAST(%s AS {field.cast_db_type(connection)})" + (f" COLLATE {collation}" if collation else "")

@@ -5,8 +5,9 @@ from datetime import timedelta
 import pytest
 from django.db import OperationalError, connection
 
-from django_jobs import EventSpec, emit, emit_many, job, on
-from django_jobs.models import Event, Log, Run
+from django_jobs import EventSpec, cancel_on, emit, emit_many, job, on
+from django_jobs.executor import execute
+from django_jobs.models import Delivery, Event, Listener, Log, Run
 from django_jobs.runlog import BATCH
 
 # SQLite is a file: there is nobody whose answer could get lost.
@@ -208,6 +209,75 @@ def test_lines_that_were_written_are_not_written_twice_and_those_after_them_foll
 
     assert ended(run)[0] == "completed"
     assert said(run) == ["before", *map(str, range(BATCH + 1))][2 - passes :]
+
+
+@pytest.mark.parametrize("when", ["it begins to listen", "it has its event"])
+def test_a_wait_goes_on_though_nobody_heard_that_it_was_written(when, jobs, lost_answer):
+    @job("unlucky", on("a/begun"))
+    def unlucky(ctx):
+        if when == "it begins to listen" and not Listener.objects.exists():
+            lost_answer()
+        if when == "it has its event" and Delivery.objects.exists():
+            lost_answer()
+        return ctx.step.wait_for_event("event", "a/b", timeout=HOUR).data["n"]
+
+    emit("a/begun")
+    jobs.drain()
+    [run] = Run.objects.all()
+    assert [listener.step for listener in Listener.objects.all()] == [*run.steps.all()]
+    emit("a/b", {"n": 7})
+    jobs.drain()
+
+    assert ended(run) == ("completed", 7)
+    assert not Listener.objects.exists()
+    assert not run.attempts.exists()
+
+
+def test_a_child_whose_start_nobody_heard_is_started_once(jobs, lost_answer):
+    job("child")(lambda ctx: 7)
+
+    @job("unlucky")
+    def unlucky(ctx):
+        if not Event.objects.filter(runs__job_id="child").exists():
+            lost_answer()
+        return ctx.step.invoke("child", "child")
+
+    run = jobs.run(unlucky)
+
+    assert ended(run) == ("completed", 7)
+    assert [child.pk for child in run.children.all()] == [run.steps.get().child_id]
+    assert not run.attempts.exists()
+
+
+def test_a_run_that_is_to_be_cancelled_listens_though_nobody_heard_that_it_does(jobs, lost_answer):
+    @job("unlucky", on("a/begun"), cancel_on=cancel_on("a/ended"))
+    def unlucky(ctx):
+        ctx.step.sleep("nap", HOUR)
+
+    emit("a/begun")
+    [run] = Run.objects.claim(1, jobs=["unlucky"])
+    lost_answer()
+    execute(run)
+    assert Listener.objects.count() == 1
+    emit("a/ended")
+    jobs.drain()
+
+    assert ended(run) == ("cancelled", None)
+
+
+def test_events_whose_routing_nobody_heard_are_routed_once(jobs, lost_answer):
+    @job("waits", on("a/begun"))
+    def waits(ctx):
+        first = ctx.step.wait_for_event("first", "a/b", timeout=HOUR)
+        second = ctx.step.wait_for_event("second", "a/b", timeout=HOUR)
+        return first.data["n"], second
+
+    run = jobs.run(waits)
+    emit("a/b", {"n": 7})
+    lost_answer()
+    jobs.advance(HOUR)
+
+    assert ended(run) == ("completed", (7, None))
 
 
 @pytest.mark.parametrize("key", [None, "7"])

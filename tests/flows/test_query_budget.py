@@ -4,7 +4,6 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection, transaction
-from django.test.utils import CaptureQueriesContext
 
 from django_jobs import (
     Batch,
@@ -22,34 +21,9 @@ from django_jobs import (
 from django_jobs.events import EventSpec
 from django_jobs.executor import execute
 from django_jobs.models import Attempt, Run, Step
+from tests.statements import BEGIN, COMMIT, claimed, reading_the_event, statements, statements_of_a_pass
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-BEGIN, COMMIT = "BEGIN", "COMMIT"
-
-
-def statements(work):
-    """Return the first word of each statement that ``work`` makes, NOTIFY left out."""
-    with CaptureQueriesContext(connection) as captured:
-        work()
-    words = [query["sql"].split(maxsplit=1)[0].strip(";") for query in captured]
-    return [word for word in words if word != "NOTIFY"]
-
-
-def claimed(job, data=None):
-    job.start(data)
-    [run] = Run.objects.claim(1, jobs=[job.id])
-    return run
-
-
-def statements_of_a_pass(job, data=None):
-    run = claimed(job, data)
-    return statements(lambda: execute(run))
-
-
-def reading_the_event():
-    """A small event comes along with the claim, except on MariaDB, whose claim is no RETURNING."""
-    return ["SELECT"] if connection.vendor == "mysql" else []
 
 
 @pytest.fixture

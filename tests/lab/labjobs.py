@@ -154,3 +154,12 @@ def settles(ctx):
 def single(ctx):
     ctx.step.sleep("nap", timedelta(seconds=4))
     ctx.step.run("last", effect, ctx, "last")
+
+
+@job("lab-asks", on("lab/asked"))
+def asks(ctx):
+    """Do something for a while, and then wait for the one answer that is meant for it."""
+    ctx.step.sleep("a-moment", timedelta(seconds=ctx.event.data["pause"]))
+    answer = ctx.step.wait_for_event("answer", "lab/answered", match="n", timeout=timedelta(minutes=10))
+    ctx.step.atomic("note", effect, ctx, "answered")
+    return {"n": answer.data["n"], "event": answer.pk}

@@ -15,10 +15,10 @@ import django_jobs
 PACKAGE = Path(django_jobs.__file__).parent
 
 ORDER = """
-    conf clock exceptions payloads signals backoff triggers endings flags policies registry
+    conf clock exceptions payloads signals backoff triggers matching endings flags policies registry
     models
-    wakeup outage scribe runlog events history passes gates seats admission perform overdue waiting branches steps desk
-    awaited cancelling executor routing verbs pauses operations retention services
+    wakeup outage scribe runlog events history passes gates seats admission perform overdue wanted waiting branches
+    steps desk awaited cancelling executor routing verbs pauses operations retention services
     housekeeping scheduler broker channel pusher worker cluster
     checks health console rehearsal testing pytest_plugin tasks endpoint urls admin management apps
     catalog
