@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+from django.apps import apps
 from django.db import connections, models, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
@@ -185,9 +186,11 @@ def _wake_parents(parents: Iterable[UUID | None], using: str) -> None:
 
 
 def _forget_listeners(runs: Iterable[UUID], using: str) -> None:
-    """Remove what runs that have ended listened for. Index: the listeners' run."""
-    listeners = Run._meta.get_field("listeners").related_model._base_manager.using(using)
-    listeners.filter(run__in=list(runs), run__finished_at__isnull=False)._raw_delete(using)
+    """Remove what runs that have ended listened for, and what was put before their waits."""
+    for name, of_run in (("Listener", "run"), ("Delivery", "step__run")):
+        rows = apps.get_model("django_jobs", name)._base_manager.using(using)
+        over = {f"{of_run}__in": list(runs), f"{of_run}__finished_at__isnull": False}
+        rows.filter(**over)._raw_delete(using)
 
 
 class UnlessNudged(NamedTuple):

@@ -21,6 +21,9 @@ LISTEN = [*FENCE, "INSERT", "INSERT", COMMIT]
 LOOK_BACK = ["SELECT"]
 ANSWER = [*FENCE, "UPDATE", "DELETE", "DELETE", COMMIT]
 
+#: The end of a run that still listens.
+ENDS = [BEGIN, "UPDATE", "DELETE", "DELETE", COMMIT]
+
 
 @pytest.fixture
 def waits():
@@ -95,7 +98,7 @@ def test_a_run_that_ends_before_its_wait_is_over_forgets_it_in_one_short_transac
     execute(claimed(waits, {"id": 7}))
     Run.objects.update(wake_at="2020-01-01T00:00Z", crashes=conf.MAX_CRASHES)
 
-    assert resumed("waits") == ["SELECT", BEGIN, "UPDATE", "DELETE", COMMIT]
+    assert resumed("waits") == ["SELECT", *ENDS]
 
 
 def test_listening_for_what_cancels_it_is_paid_for_in_the_first_pass_and_at_the_end():
@@ -107,7 +110,7 @@ def test_listening_for_what_cancels_it_is_paid_for_in_the_first_pass_and_at_the_
     assert statements_of_a_pass(cancelled) == [*reading_the_event(), *listens, "INSERT", "UPDATE"]
     Run.objects.update(wake_at="2020-01-01T00:00Z")
     Step.objects.update(wake_at="2020-01-01T00:00Z")
-    assert resumed("cancelled") == ["SELECT", "UPDATE", BEGIN, "UPDATE", "DELETE", COMMIT]
+    assert resumed("cancelled") == ["SELECT", "UPDATE", *ENDS]
 
 
 # Children.

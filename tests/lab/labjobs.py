@@ -1,5 +1,6 @@
 """Jobs that leave a trace, for tests with real processes."""
 
+import asyncio
 import os
 import signal
 import time
@@ -49,6 +50,36 @@ def outside(ctx):
 
     ctx.step.run("wait", wait)
     return ctx.step.run("after", effect, ctx, "after")
+
+
+@job("lab-side-by-side")
+def side_by_side(ctx):
+    """So many branches that each wait for the outside world, all at once."""
+    data = ctx.event.data
+    branches = [lambda: ctx.step.run("wait", time.sleep, data["seconds"])] * data["branches"]
+    return len(ctx.step.parallel(*branches, limit=data["branches"]))
+
+
+@job("lab-branches")
+def branches(ctx):
+    """A branch for each number of seconds; it shows when it began, and waits so long."""
+
+    def wait(n, seconds):
+        effect(ctx, f"begun-{n}")
+        time.sleep(seconds)
+
+    waits = enumerate(ctx.event.data["seconds"])
+    return len(ctx.step.parallel(*[lambda n=n, s=s: ctx.step.run(f"wait-{n}", wait, n, s) for n, s in waits]))
+
+
+@job("lab-awaits")
+async def awaits(ctx):
+    """The same in async code, where one thread has all of them."""
+    waits = [
+        ctx.step.run("wait", asyncio.sleep, ctx.event.data["seconds"])
+        for _ in range(ctx.event.data["branches"])
+    ]
+    return len(await asyncio.gather(*waits))
 
 
 @job("lab-pick-up")
