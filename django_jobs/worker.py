@@ -35,9 +35,9 @@ class Worker:
         self.broker = broker
         self.alone = alone
         self.in_hand: dict[UUID, UUID] = {}
-        #: The lease of the pass that each thread is in, and those of passes that have been given up.
-        self.passes: dict[threading.Thread, UUID] = {}
-        self.given_up: set[UUID] = set()
+        #: The pass that each thread is in, and those that have been given up. (Runs claimed at once share a lease.)
+        self.passes: dict[threading.Thread, overdue.Hold] = {}
+        self.given_up: set[overdue.Hold] = set()
         #: Steps that took too long, of which the database is yet to be told.
         self.untold: dict[overdue.Hold, list[Try]] = {}
         self.stopping = False
@@ -87,7 +87,7 @@ class Worker:
         for hold, tries in overdue.take().items():
             self.untold.setdefault(hold, []).extend(tries)
             signals.log_step_stuck(tries[0].current.run, [one.step.name for one in tries])
-            self.given_up.add(hold[1])
+            self.given_up.add(hold)
             self._let_go(hold)
             self.stop()
         for hold, tries in list(self.untold.items()):
@@ -128,7 +128,7 @@ class Worker:
             if isinstance(message, Run):
                 done = message.hold
                 self.in_hand.update([message.hold])
-                self.passes[thread] = message.hold[1]
+                self.passes[thread] = message.hold
                 executor.execute(message, stopping=lambda: self.stopping)
             else:
                 self.broker.perform(*message)

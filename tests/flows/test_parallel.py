@@ -518,9 +518,10 @@ def test_a_worker_that_stops_begins_no_more_steps_and_hands_the_run_back(jobs, e
 
 @in_threads
 def test_a_worker_that_loses_its_lease_in_one_branch_works_on_nothing_more(jobs, at_once, ledger):
-    lost = threading.Event()
+    lost, begun = threading.Event(), threading.Event()
 
     def lose():
+        begun.wait(10)
         jobs._now += timedelta(seconds=conf.LEASE_SECONDS)
         at_once(lambda: Run.objects.claim(1, jobs=["fork"], worker="second"), threads=1)
         lost.set()
@@ -529,7 +530,7 @@ def test_a_worker_that_loses_its_lease_in_one_branch_works_on_nothing_more(jobs,
     @job("fork")
     def fork(ctx):
         def branch(n):
-            ctx.step.run("s", lambda: [lost.wait(10), ledger.note(n)])
+            ctx.step.run("s", lambda: [begun.set(), lost.wait(10), ledger.note(n)])
 
         return ctx.step.parallel(
             lambda: ctx.step.run("lose", lose), *[lambda n=n: branch(n) for n in range(20)], limit=2

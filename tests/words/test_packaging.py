@@ -30,9 +30,9 @@ def test_the_types_are_shipped():
     assert (Path(django_jobs.__file__).parent / "py.typed").exists()
 
 
-def test_a_plain_install_brings_three_packages():
+def test_a_plain_install_brings_three_packages_and_a_recent_one_of_django_s_own():
     names = {Requirement(line).name.lower() for line in PROJECT["dependencies"]}
-    assert names == {"django", "django-q2", "croniter"}
+    assert names == {"asgiref", "django", "django-q2", "croniter"}
 
 
 def test_the_installed_django_q2_is_in_the_tested_range():
