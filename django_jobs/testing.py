@@ -37,7 +37,7 @@ def now() -> datetime:
 
 
 @dataclass
-class StandIn:
+class _StandIn:
     """What a test has a step do in place of the job's own code, for some times or for good."""
 
     step: str
@@ -68,7 +68,7 @@ class Jobs:
     def __enter__(self) -> "Jobs":
         self._now = datetime.now(UTC)
         self._was_moved = False
-        self._standing_in: list[StandIn] = []
+        self._standing_in: list[_StandIn] = []
         self._declared = dict(registry._jobs)
         _entered.append(self)
         clock.use(self._tell)
@@ -196,7 +196,7 @@ class Jobs:
     def _stand_in(
         self, step: str, job: registry.Job | str | None, call: Callable[..., Any], times: int | None = None
     ) -> None:
-        self._standing_in.insert(0, StandIn(step, str(job) if job else None, call, times))
+        self._standing_in.insert(0, _StandIn(step, str(job) if job else None, call, times))
         passes.stand_in = self._find_stand_in
 
     def _find_stand_in(self, current: passes.Pass, step: Step) -> Callable[..., Any] | None:
