@@ -77,7 +77,7 @@ def _wanted(current: Pass) -> Iterator[tuple[Wanted, datetime | None]]:
             if current.run.passes == 1:
                 signals.log_never_cancelled(current.run, str(one), str(error.args[0]))
             continue
-        yield Wanted((one.event,), values, current.run.queued_at), _until(one, current.run)
+        yield Wanted((one.event,), values, current.run), _until(one, current.run)
 
 
 def _until(one: CancelOn, run: Run) -> datetime | None:
@@ -85,7 +85,7 @@ def _until(one: CancelOn, run: Run) -> datetime | None:
 
 
 def _listen(current: Pass, wanted: Iterable[tuple[Wanted, datetime | None]]) -> None:
-    listeners = [new for one, until in wanted for new in one.listeners(current.run, None, until)]
+    listeners = [new for one, until in wanted for new in one.listeners(None, until)]
     mine = Listener.objects.using(current.using)
     with current.fence():
         # A try whose answer got lost has left its own here.

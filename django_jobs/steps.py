@@ -223,7 +223,7 @@ class Steps:
             raise NonRetriableError(f'Step "{name}": match: {error.args[0]}.') from None
         except (InvalidEvent, ValueError) as error:
             raise NonRetriableError(f'Step "{name}": {error}') from None
-        wanted = Wanted(tuple(dict.fromkeys(names)), values, since or run.queued_at, where, each)
+        wanted = Wanted(tuple(dict.fromkeys(names)), values, run, since, where, each)
         return self._wait(waiting.wait, name, StepKind.WAIT, wanted, timeout)
 
     def _do(self, step: Step, doing: Doing) -> Any:

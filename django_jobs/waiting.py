@@ -78,8 +78,9 @@ def wait(current: Pass, step: Step, wanted: Wanted, timeout: timedelta) -> Doing
     if is_new:
         step.wake_at = step.wake_at or _end_of(step, timeout)
         persist(current, step, lambda: _listen(current, step, wanted))
-        current.listening[step.pk] = wanted.since
-    wanted = replace(wanted, since=current.listening[step.pk])  # It is reckoned once, as a sleep's end is.
+        current.listening[step.pk] = wanted.start
+    if wanted.since:  # Reckoned once, as a sleep's end is.
+        wanted = replace(wanted, since=current.listening[step.pk])
     until = cast(datetime, step.wake_at)
     taken = _take(current, wanted, until, lambda: _come(current, step, wanted, is_new=is_new))
     if taken is None and until > clock.now():
@@ -99,7 +100,7 @@ def _listen(current: Pass, step: Step, wanted: Wanted) -> None:
             step.pk = None  # A try that was rolled back has left an id here.
             step.started_at = clock.now()
             step.save(using=current.using, force_insert=True)
-        listeners = wanted.listeners(current.run, step, step.wake_at)
+        listeners = wanted.listeners(step, step.wake_at)
         Listener.objects.using(current.using).bulk_create(listeners, ignore_conflicts=True)
     current.history[step.identity] = step
     passes.boundary(f"after {step.name}")

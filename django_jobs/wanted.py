@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from inspect import iscoroutinefunction
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Q
 from django.db.models.fields.json import KeyTransform
@@ -27,6 +28,15 @@ PAGE = 100
 #: Keys that every database takes for a key, and numbers that none of them rounds.
 _PLAIN_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _EXACT = 2**53
+
+
+def came_before(event: UUID, received_at: datetime, run: Run) -> bool:
+    """
+    Tell whether an event received in the very instant in which ``run`` was queued came before what started it.
+
+    Clocks of tests stand still, and what is emitted together has one time; ids go on.
+    """
+    return received_at == run.queued_at and event < (run.event_id or run.pk)
 
 
 def check_wait(names: Any, match: Any, where: Any, since: Any) -> None:
@@ -49,8 +59,9 @@ class Wanted:
     names: tuple[str, ...]
     #: What their data must hold, by path (``matching.sought``).
     values: dict[str, Any]
-    #: Events received before do not count.
-    since: datetime
+    run: Run
+    #: Events received before do not count; None is before the run was queued.
+    since: datetime | None = None
     where: Callable[[Event], bool] | None = None
     each: bool = False
     path: str = field(init=False)
@@ -60,22 +71,28 @@ class Wanted:
         object.__setattr__(self, "path", matching.paths(self.values))
         object.__setattr__(self, "text", matching.text(list(self.values.values())))
 
-    def listeners(self, run: Run, step: Step | None, until: datetime | None) -> list[Listener]:
+    @property
+    def start(self) -> datetime:
+        return self.since or self.run.queued_at
+
+    def listeners(self, step: Step | None, until: datetime | None) -> list[Listener]:
         return [
             Listener(
-                run_id=run.pk,
+                run_id=self.run.pk,
                 step=step,
                 event_name=name,
                 path=self.path,
                 digest=digest(name, self.path, self.text),
-                since=self.since,
+                since=self.start,
                 until=until,
             )
             for name in self.names
         ]
 
     def fits(self, event: Event, until: datetime | None) -> bool:
-        if event.name not in self.names or event.received_at < self.since:
+        if event.name not in self.names or event.received_at < self.start:
+            return False
+        if self.since is None and came_before(event.pk, event.received_at, self.run):
             return False
         if until and event.received_at > until:
             return False
@@ -93,7 +110,7 @@ class Wanted:
         events = self._narrowed(Event.objects.using(using).filter(name__in=self.names, edited_from=None))
         if until:
             events = events.filter(received_at__lte=until)
-        page = events.filter(received_at__gte=self.since).order_by("received_at", "id")
+        page = events.filter(received_at__gte=self.start).order_by("received_at", "id")
         while found := outlast(using, lambda: list(page[:PAGE])):  # noqa: B023 (called at once)
             yield from found
             last = found[-1]

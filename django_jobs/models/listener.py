@@ -59,16 +59,24 @@ class ListenerQuerySet(models.QuerySet["Listener"]):
             return cursor.rowcount
 
     def cancelled_by(self, calls: Sequence[Call]) -> list[tuple[UUID, UUID]]:
-        """Return the open runs that these events cancel, each with its event; a run's own does not count."""
+        """
+        Return the open runs that these events cancel, each with its event.
+
+        Not by the one that started it, nor by one received in the same instant and before that.
+        """
         run = self._table(Run)
         called, parameters = self._called(calls, join=f"JOIN {run} ON {run}.id = run_id")
         statement = (
-            f"SELECT run_id, {run}.event_id, called.event_id {called}"
-            f" AND step_id IS NULL AND {run}.finished_at IS NULL"
+            f"SELECT run_id, COALESCE({run}.event_id, run_id), called.event_id, since = called.received_at"
+            f" {called} AND step_id IS NULL AND {run}.finished_at IS NULL"
             f" AND {run}.error IS NULL"  # What is done about a failure is no longer cancelled by an event.
         )
-        rows = [[one and as_uuid(one) for one in row] for row in self._rows(statement, parameters)]
-        return [(run_id, event) for run_id, started_by, event in rows if event != started_by]
+        found = []
+        for run_id, started_by, event, at_once in self._rows(statement, parameters):
+            run_id, started_by, event = as_uuid(run_id), as_uuid(started_by), as_uuid(event)
+            if event > started_by or (event < started_by and not at_once):
+                found.append((run_id, event))
+        return found
 
     def _called(self, calls: Sequence[Call], *, join: str = "") -> tuple[str, list[Any]]:
         """Return FROM and WHERE of the listeners that are called, and the parameters in it."""

@@ -118,10 +118,11 @@ def test_an_event_that_came_before_the_first_pass_cancels(routed, onboard, jobs,
     assert not Listener.objects.exists()
 
 
+@pytest.mark.parametrize("long_before", [MOMENT, timedelta(0)], ids=["a moment before", "in the same moment"])
 @pytest.mark.parametrize("routed", [True, False])
-def test_an_event_from_before_the_run_does_not_cancel(routed, onboard, jobs):
+def test_an_event_from_before_the_run_does_not_cancel(routed, long_before, onboard, jobs):
     emit("user/deleted", user(7))
-    jobs._now += MOMENT
+    jobs._now += long_before
     emit("user/joined", user(7))
     if routed:
         route()
@@ -131,7 +132,8 @@ def test_an_event_from_before_the_run_does_not_cancel(routed, onboard, jobs):
 
 
 @pytest.mark.parametrize("routed", ["before the first pass", "after it"])
-def test_the_event_that_started_a_run_does_not_cancel_it_but_those_before(routed, jobs):
+@pytest.mark.parametrize("pause", [DAY / 4, timedelta(0)], ids=["time passes", "the clock stands still"])
+def test_the_event_that_started_a_run_does_not_cancel_it_but_those_before(routed, pause, jobs):
     @job("latest", on("a/changed"), cancel_on=cancel_on("a/changed", match="id"))
     def latest(ctx):
         ctx.step.sleep("quiet", DAY)
@@ -142,10 +144,10 @@ def test_the_event_that_started_a_run_does_not_cancel_it_but_those_before(routed
         if routed == "after it":
             a_pass("latest")
         jobs.drain()
-        jobs.advance(DAY / 4)
+        jobs.advance(pause)
     jobs.advance(DAY)
 
-    runs = Run.objects.order_by("queued_at")
+    runs = Run.objects.order_by("queued_at", "id")
     assert [run.status for run in runs] == ["cancelled", "cancelled", "completed"]
     assert runs[2].output == 2
 

@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
-from django_jobs import NonRetriableError, emit, job, on, passes, routing, services
+from django_jobs import EventSpec, NonRetriableError, emit, emit_many, job, on, passes, routing, services
 from django_jobs.executor import execute
 from django_jobs.models import Delivery, Event, Listener, Run, RunStatus
 
@@ -405,6 +405,34 @@ def test_an_event_counts_from_the_moment_the_run_was_queued(at, counts, early, j
     jobs.drain()
     run.refresh_from_db()
     assert (run.output == 1) is counts
+
+
+@WHEN
+@pytest.mark.parametrize("since", [None, "then"])
+def test_of_what_comes_in_the_very_moment_the_run_is_queued_that_counts_which_comes_after(since, early, jobs):
+    """A clock of tests stands still. Who says since when knows what that means."""
+
+    @job("waits", on("a/begun"))
+    def waits(ctx):
+        start = since and ctx.event.received_at
+        return ctx.step.wait_for_event("event", "a/b", timeout=DAY, since=start).data["n"]
+
+    emit("a/b", {"n": 1})
+    emit("a/begun")
+    if not early:
+        a_pass("waits")
+    emit("a/b", {"n": 2})
+    while early and routing.route():
+        pass
+    jobs.drain()
+    assert the_run("waits").output == (1 if since else 2)
+
+
+def test_of_what_is_emitted_together_that_counts_which_comes_after(jobs):
+    waiting_for(None)
+    emit_many([EventSpec("a/b", {"n": 1}), EventSpec("a/begun"), EventSpec("a/b", {"n": 2})])
+    jobs.drain()
+    assert the_run("waits").output == 2
 
 
 @WHEN
