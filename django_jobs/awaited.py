@@ -18,7 +18,7 @@ from .branches import join
 from .desk import Desk
 from .exceptions import Interrupt, NonRetriableError
 from .models import Step, StepKind, StepStatus
-from .passes import Branch, Pass
+from .passes import Branch, Died, Pass
 from .perform import Doing, Outcome, Work, late
 from .steps import Steps, drive, outcome
 
@@ -164,14 +164,16 @@ def call(current: Pass, handler: Callable[..., Coroutine[Any, Any, Any]], *argum
     async def main() -> None:
         desk = Desk(current, in_transaction=in_transaction)
         _desk.set(desk)
-        if ended := await desk.attend(asyncio.create_task(job())):
+        ended = await desk.attend(asyncio.create_task(job()))
+        forgotten = desk.close()
+        if isinstance(current.over, Died):
+            how.error = current.over
+        elif ended:
             if not isinstance(how.error, asyncio.CancelledError | Interrupt):
                 current.root.swallowed = ended
             how.error = ended
-        elif forgotten := desk.close():
-            how.error = how.error or NonRetriableError(
-                f"{forgotten} was called and not awaited: it was not done."
-            )
+        elif forgotten and how.error is None:
+            how.error = NonRetriableError(f"{forgotten} was called and not awaited: it was not done.")
 
     current.root.users = {}
     async_to_sync(main, force_new_loop=True)()

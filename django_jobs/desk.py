@@ -89,7 +89,7 @@ class Desk:
         job.add_done_callback(lambda _: self.news.set())
         glance, left = GLANCE, PATIENCE
         while self.busy or not job.done():
-            waits = await self._waits() and not job.done()
+            waits = await self._waits(job)
             if waits and (left <= 0 or not self._anyone_goes_on()):
                 self.current.ended = together(self.parked.values())
                 job.cancel()
@@ -100,11 +100,11 @@ class Desk:
         ended, self.current.ended = self.current.ended, Interrupt()
         return ended
 
-    async def _waits(self) -> bool:
-        """Tell whether there is nothing but to wait: for the next pass, or for a task that is busy otherwise."""
-        for _ in range(TURNS):
+    async def _waits(self, job: Task) -> bool:
+        """Tell whether all there is to do is wait: for the next pass, or for a task that is busy with other things."""
+        for _ in range(TURNS if self.parked and not self.busy else 0):
             await asyncio.sleep(0)
-        return bool(self.parked) and not self.busy and not self.current.ended
+        return bool(self.parked) and not (self.busy or job.done() or self.current.ended)
 
     async def _hears_of(self, *, within: float | None) -> bool:
         try:

@@ -112,7 +112,11 @@ class Branch:
         """Refuse a name that another task of the event loop has used: which comes first is chance."""
         if self.users is None:
             return
-        task = asyncio.current_task()
+        task = _current_task()
+        if task is None:
+            raise NonRetriableError(
+                f"{what} is called in a thread. An async job calls its steps in async code."
+            )
         if self.users.setdefault(name, weakref.ref(task))() is not task:
             raise NonRetriableError(
                 f"{what} is called by several tasks, and which of them comes first is chance. Give each step a"
@@ -368,6 +372,13 @@ class Pass:
     @cached_property
     def log(self) -> RunLog:
         return RunLog(self.run, self.using, lambda: self.replaying)
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _checked(name: str) -> str:

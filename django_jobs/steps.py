@@ -163,6 +163,7 @@ class Steps:
         first error. Branches are known by their place, so add new ones at the end while runs are open.
         """
         _check_limit(limit)
+        _check_thunks(thunks)
         return self._side_by_side(self._pass.fork(len(thunks)), thunks, limit)
 
     def map(
@@ -266,6 +267,15 @@ def outcome(work: Work) -> Outcome:
 def _check_span(span: Any, where: str) -> None:
     if not isinstance(span, timedelta) or span <= timedelta(0):
         raise NonRetriableError(f"{where} is a timedelta above zero, not {span!r}.")
+
+
+def _check_thunks(thunks: Sequence[Any]) -> None:
+    for thunk in thunks:
+        if not callable(thunk):
+            raise NonRetriableError(
+                f"A branch of parallel is a function without arguments, not {thunk!r:.100}. Write"
+                " lambda: ctx.step.run(...), so that it is called in its branch."
+            )
 
 
 def _check_limit(limit: Any) -> None:

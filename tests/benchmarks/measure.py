@@ -55,7 +55,8 @@ def version() -> str:
     number = ".".join(str(part) for part in connection.get_database_version()[:2])
     name = "MariaDB" if getattr(connection, "mysql_is_mariadb", False) else connection.display_name
     driver = connection.Database
-    return f"{name} {number} ({driver.__name__} {driver.__version__})"
+    release = getattr(driver, "release", driver)  # Where mysqlclient keeps it.
+    return f"{name} {number} ({driver.__name__} {release.__version__})"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import argparse
 
-PARTS = ("limit", "runs", "latency", "idle", "claim", "cron", "takeover", "profile")
+PARTS = ("limit", "runs", "latency", "idle", "claim", "cron", "takeover", "long", "profile")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -32,6 +32,7 @@ SIZES = {
     "fives": (300, "runs of five steps"),
     "chains": (100, "longer runs"),
     "chain-steps": (50, "steps of a longer run"),
+    "long-steps": (1000, "steps of the run whose halves are compared"),
     "samples": (50, "picked-up runs"),
     "idle-seconds": (20.0, "of watching an idle cluster"),
     "rows": (1_000_000, "sleeping and as many finished runs beside a claim"),

@@ -79,6 +79,16 @@ def cron(to: Figures, o: argparse.Namespace) -> None:
         to.add("cron", "slot to start", "ms", *moments.cron_lateness(o.slots))
 
 
+def long(to: Figures, o: argparse.Namespace) -> None:
+    """Compare the halves of one long run: what a step costs must not grow with the steps before it."""
+    group = "a long run"
+    for _ in range(o.repeat):
+        workloads.drain(1, o.long_steps, workers=1, threads=1)
+        first, second = workloads.halves()
+        to.add(group, f"{o.long_steps:,} steps", "ms", 1000 * (first + second))
+        to.add(group, f"{o.long_steps:,} steps: second half / first half", "", second / first)
+
+
 def idleness(to: Figures, o: argparse.Namespace) -> None:
     """Watch a cluster that has worked and has nothing to do any more."""
     group = "idle cluster"
@@ -130,6 +140,7 @@ ALL: dict[str, Callable[[Figures, argparse.Namespace], None]] = {
     "idle": idleness,
     "takeover": takeover,
     "cron": cron,
+    "long": long,
     "profile": profile,
     "claim": claim,
 }

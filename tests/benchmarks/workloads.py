@@ -45,6 +45,14 @@ def _span() -> timedelta:
     return times["last"] - times["first"]
 
 
+def halves() -> tuple[float, float]:
+    """Return the seconds that the two halves of the only run's steps took."""
+    run = Run.objects.get()
+    done = list(run.steps.values_list("finished_at", flat=True))
+    middle = done[len(done) // 2 - 1]
+    return (middle - run.started_at).total_seconds(), (done[-1] - middle).total_seconds()
+
+
 def check(runs: int, steps: int) -> None:
     """Fail unless every run completed in one pass, and did each of its steps once."""
     ended = Counter(Run.objects.values_list("status", "passes"))

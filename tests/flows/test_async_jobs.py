@@ -219,6 +219,24 @@ def test_a_parallel_that_is_not_awaited_is_told(jobs, either_way):
     assert jobs.run(awaits).error["message"] == "A parallel was called and not awaited: it was not done."
 
 
+def test_a_branch_that_was_called_already_is_told(jobs, either_way, ledger):
+    @job("awaits")
+    async def awaits(ctx):
+        await ctx.step.parallel(ctx.step.run("one", ledger.note, 1))
+
+    assert "A branch of parallel is a function without arguments" in jobs.run(awaits).error["message"]
+    assert ledger == []
+
+
+def test_a_step_that_is_called_in_a_thread_is_refused(jobs, either_way, ledger):
+    @job("awaits")
+    async def awaits(ctx):
+        await asyncio.to_thread(ctx.step.run, "one", ledger.note, 1)
+
+    assert 'Step "one" is called in a thread' in jobs.run(awaits).error["message"]
+    assert ledger == []
+
+
 # Side by side.
 
 
@@ -1064,6 +1082,21 @@ def test_a_worker_may_die_anywhere(jobs, rows, ledger):
         repeated.append(sum(done.values()) - 5)
     assert boundaries > 20
     assert sorted(repeated) == [0] * (boundaries - 5) + [1] * 5
+
+
+def test_a_worker_may_die_while_the_job_is_failing(jobs):
+    @job("awaits", retries=0)
+    async def awaits(ctx):
+        await asyncio.gather(
+            ctx.step.run("bad", int, "x"), ctx.step.run("good", int), ctx.step.run("fine", int)
+        )
+
+    boundaries = 0
+    for run in jobs.crash_everywhere(awaits):
+        boundaries += 1
+        assert (run.status, run.error["type"]) == (RunStatus.FAILED, "StepError")
+        assert run.steps.filter(name="bad", status="failed", attempts=1).exists()
+    assert boundaries == 7  # Before and after each step's write, and before the end.
 
 
 # The surroundings.

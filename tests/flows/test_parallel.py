@@ -489,6 +489,19 @@ def test_a_wrong_limit_is_told(limit, jobs):
     assert f"limit is a whole number above zero, not {limit!r}" in run.error["message"]
 
 
+def test_a_branch_that_is_no_function_is_told(jobs, ledger):
+    @job("fork")
+    def fork(ctx):
+        ctx.step.parallel(lambda: ctx.step.run("a", ledger.note, "a"), ctx.step.run("b", str, "b"))
+
+    run = jobs.run(fork)
+    assert (run.status, run.attempts.count()) == (RunStatus.FAILED, 1)
+    assert (
+        "A branch of parallel is a function without arguments, not 'b'. Write lambda:" in run.error["message"]
+    )
+    assert ledger == []
+
+
 # The end of a pass in the middle.
 
 
