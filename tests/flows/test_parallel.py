@@ -786,6 +786,23 @@ def test_a_step_in_a_branch_is_the_same_one_statement(jobs):
 
 
 @in_threads
+@pytest.mark.only_on("sqlite")
+def test_beside_a_database_in_memory_there_are_no_threads(jobs, worked, ledger, monkeypatch):
+    """What one connection holds there, another does not wait for: it is refused."""
+
+    @job("fork")
+    def fork(ctx):
+        return ctx.step.parallel(*[lambda n=n: ctx.step.run("s", worked, n, n) for n in range(3)])
+
+    monkeypatch.setitem(connection.settings_dict, "NAME", "file:memorydb_default?mode=memory&cache=shared")
+    run = jobs.run(fork)
+    monkeypatch.undo()
+
+    assert run.output == [0, 1, 2]
+    assert ledger.threads == {threading.get_ident()}
+
+
+@in_threads
 @pytest.mark.only_on("postgresql")
 def test_no_connection_and_no_thread_of_a_branch_is_left(jobs):
     @job("fork")
