@@ -794,6 +794,7 @@ def test_beside_a_database_in_memory_there_are_no_threads(jobs, worked, ledger, 
     def fork(ctx):
         return ctx.step.parallel(*[lambda n=n: ctx.step.run("s", worked, n, n) for n in range(3)])
 
+    connection.ensure_connection()  # To what has the tables; only its name is another from here on.
     monkeypatch.setitem(connection.settings_dict, "NAME", "file:memorydb_default?mode=memory&cache=shared")
     run = jobs.run(fork)
     monkeypatch.undo()
