@@ -362,8 +362,6 @@ class Pass:
             signals.announce(signals.step_finished, Step, using=self.using, run=self.run, step=step)
         if not self.log.flush_if_due():
             raise self.end(Lost())
-        if not self.log.flush_if_due():
-            raise self.end(Lost())
 
     @cached_property
     def held(self) -> Held:
